@@ -1,0 +1,256 @@
+package balance
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Pool is the backends of one site. The zero value is an empty pool. All methods
+// may be called concurrently; Pick takes no lock.
+type Pool struct {
+	// Retries bounds the requests of the site that are sent a second time.
+	Retries Budget
+	// Parked counts the requests that wait for a backend.
+	Parked Slots
+
+	random   func() uint64              // nil means the runtime's source
+	backends atomic.Pointer[[]*Backend] // immutable, replaced as a whole
+
+	mu      sync.Mutex    // guards the fields below and the replacement of backends
+	changed chan struct{} // closed when a backend came or became better; nil while nobody waits
+}
+
+// NewPool returns an empty pool that draws from random, which must be safe for
+// concurrent use; nil means the runtime's own source.
+func NewPool(random func() uint64) *Pool { return &Pool{random: random} }
+
+// Add puts b into the choice. The returned function takes it out again; calling it
+// twice does no harm.
+func (p *Pool) Add(b *Backend) (remove func()) {
+	b.listen(p)
+	p.replace(func(old []*Backend) []*Backend { return append(slices.Clip(slices.Clone(old)), b) })
+	p.wake()
+	var once sync.Once
+	return func() {
+		once.Do(func() {
+			p.replace(func(old []*Backend) []*Backend {
+				i := slices.Index(old, b)
+				if i < 0 {
+					return old
+				}
+				return slices.Delete(slices.Clone(old), i, i+1)
+			})
+			b.unlisten(p)
+		})
+	}
+}
+
+func (p *Pool) replace(change func([]*Backend) []*Backend) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next := change(p.Backends())
+	p.backends.Store(&next)
+}
+
+// Backends returns the backends in the order they came. It must not be changed.
+func (p *Pool) Backends() []*Backend {
+	if list := p.backends.Load(); list != nil {
+		return *list
+	}
+	return nil
+}
+
+// Live counts the backends that are ready and not draining.
+func (p *Pool) Live() int {
+	n := 0
+	for _, b := range p.Backends() {
+		if b.flags.Load()&(flagNotReady|flagDraining) == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// Pick chooses a backend for one request and counts the request in; the caller
+// calls Release on it when the answer's body has ended. Backends in tried are left
+// out. Fit backends come first; if there is none, suspect and ejected ones are
+// tried all the same. One that is not ready or drains is never picked: nil means
+// that no other is left.
+func (p *Pool) Pick(tried ...*Backend) *Backend {
+	list := p.Backends()
+	// A backend can begin to drain between the choice and the count; then choose again.
+	for range 4 {
+		b := p.choose(list, tried)
+		if b == nil || b.take() {
+			return b
+		}
+	}
+	return nil
+}
+
+// PickAny is Pick that, when nothing else is left, also takes backends that are not
+// ready: to learn from the agent itself what is wrong.
+func (p *Pool) PickAny(tried ...*Backend) *Backend {
+	if b := p.Pick(tried...); b != nil {
+		return b
+	}
+	b, _ := p.scan(p.Backends(), tried, func(b *Backend) bool { return b.flags.Load()&flagDraining == 0 })
+	if b != nil && b.take() {
+		return b
+	}
+	return nil
+}
+
+// choose draws pairs until two different fit backends are found, and falls back to
+// looking at all of them when luck does not find any.
+func (p *Pool) choose(list, tried []*Backend) *Backend {
+	n := uint64(len(list))
+	if n == 0 {
+		return nil
+	}
+	if n > 1 {
+		var first *Backend
+		for range 6 {
+			r := p.draw()
+			b := list[(r>>32)*n>>32]
+			if b == first || !drawable(b, r, tried) {
+				continue
+			}
+			if first == nil {
+				first = b
+				continue
+			}
+			return lesser(first, b)
+		}
+	}
+	fit := func(b *Backend) bool { return b.fit() }
+	if a, b := p.scan(list, tried, fit); a != nil {
+		return lesser(a, b)
+	}
+	// All are unfit: try anyway, rather than fail for certain.
+	usable := func(b *Backend) bool { return b.flags.Load()&(flagNotReady|flagDraining) == 0 }
+	a, b := p.scan(list, tried, usable)
+	return lesser(a, b)
+}
+
+// scan returns two different backends of those that satisfy ok and were not tried,
+// starting from a random place; nil where there are fewer.
+func (p *Pool) scan(list, tried []*Backend, ok func(*Backend) bool) (first, second *Backend) {
+	n := uint64(len(list))
+	if n == 0 {
+		return nil, nil
+	}
+	// A uniform sample of two (reservoir), so that no backend profits from standing
+	// behind a row of unfit ones.
+	seen := uint64(0)
+	for _, b := range list {
+		if !ok(b) || slices.Contains(tried, b) {
+			continue
+		}
+		seen++
+		switch {
+		case first == nil:
+			first = b
+		case second == nil:
+			second = b
+		default:
+			switch (p.draw() >> 32) * seen >> 32 {
+			case 0:
+				first = b
+			case 1:
+				second = b
+			}
+		}
+	}
+	if second != nil && p.draw()&1 == 0 {
+		first, second = second, first
+	}
+	return first, second
+}
+
+// drawable reports whether b may be one of the two: fit, not tried, and during slow
+// start only as often as its share says.
+func drawable(b *Backend, r uint64, tried []*Backend) bool {
+	return b.flags.Load() == 0 && int64(r&0xff) < b.share() && !slices.Contains(tried, b)
+}
+
+// lesser returns the one with fewer requests in flight, a if equal.
+func lesser(a, b *Backend) *Backend {
+	if b != nil && b.load.Load() < a.load.Load() {
+		return b
+	}
+	return a
+}
+
+func (p *Pool) draw() uint64 {
+	if p.random != nil {
+		return p.random()
+	}
+	return rand.Uint64()
+}
+
+// Wait parks the caller until a fit backend is there, at once if one is. Backends
+// registering, becoming ready or coming back from ejection release everybody. It
+// returns ctx's error if that ends first. How many may wait is the caller's limit:
+// see Parked.
+func (p *Pool) Wait(ctx context.Context) error {
+	for {
+		changed := p.subscribe()
+		soonest := time.Duration(-1)
+		for _, b := range p.Backends() {
+			if b.flags.Load() != 0 {
+				continue
+			}
+			d := b.ejectedFor()
+			if d == 0 {
+				return nil
+			}
+			if soonest < 0 || d < soonest {
+				soonest = d
+			}
+		}
+		if err := waitChange(ctx, changed, soonest); err != nil {
+			return err
+		}
+	}
+}
+
+// waitChange waits for changed to close, for d to pass (if not negative), or for ctx.
+func waitChange(ctx context.Context, changed <-chan struct{}, d time.Duration) error {
+	var timeout <-chan time.Time
+	if d >= 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		timeout = t.C
+	}
+	select {
+	case <-changed:
+		return nil
+	case <-timeout:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (p *Pool) subscribe() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.changed == nil {
+		p.changed = make(chan struct{})
+	}
+	return p.changed
+}
+
+func (p *Pool) wake() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.changed != nil {
+		close(p.changed)
+		p.changed = nil
+	}
+}

@@ -1,0 +1,63 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+
+	"wormhole/shared/protocol"
+	"wormhole/shared/tunnel"
+)
+
+// Stream is a stream of the tunnel, joined by the agent to one connection of the
+// app.
+type Stream interface {
+	tunnel.Stream
+	// Delivered returns how many bytes after the stream header the agent handed to
+	// the app, once the agent has reported it (protocol.StreamEnd). It waits for the
+	// report until ctx ends; ok is false when there is none. It returns at once
+	// when the tunnel is gone.
+	Delivered(ctx context.Context) (n uint64, ok bool)
+}
+
+// Opener opens streams of one tunnel.
+type Opener interface {
+	// OpenStream opens a stream, writes the header and reads the agent's answer.
+	// Any error promises that no byte reached the app; a refusal by the agent is a
+	// *Refused.
+	OpenStream(ctx context.Context, h protocol.StreamHeader) (Stream, error)
+}
+
+// Prober is an optional side of a Stream. Quiet reports, without waiting, that
+// nothing has arrived which Read has not returned yet: no byte, no END, no abort.
+// Streams without it are probed by a Read with a deadline in the past.
+type Prober interface {
+	Quiet() bool
+}
+
+// Refused is the error of a stream that the agent refused: no byte reached the app.
+type Refused struct {
+	Answer protocol.Answer
+}
+
+// Error says why the agent refused.
+func (r *Refused) Error() string {
+	return "stream refused: " + answerText(r.Answer)
+}
+
+func answerText(a protocol.Answer) string {
+	switch a {
+	case protocol.AnswerDraining:
+		return "agent is draining"
+	case protocol.AnswerFull:
+		return "too many streams"
+	case protocol.AnswerAppDown:
+		return "app does not accept connections"
+	case protocol.AnswerNoSuchPort:
+		return "no such port"
+	case protocol.AnswerUnsupported:
+		return "not supported by the agent"
+	case protocol.AnswerNotReady:
+		return "app is not ready"
+	}
+	return fmt.Sprintf("answer %d", a)
+}
