@@ -58,11 +58,12 @@ func (p *Process) Signal(sig os.Signal) error {
 }
 
 // Stop ends the app and all it has started, and returns how the app ended. It
-// sends SIGTERM to the group, waits for the app and the rest of its group until
-// ctx ends, and kills what is left by then, including processes that have moved
-// to other groups or sessions. An app that had to be killed has exit code 137.
-func (p *Process) Stop(ctx context.Context) Status {
-	p.owner.terminate(p)
+// sends sig (the lifecycle signal that asked for this, else SIGTERM) to the
+// group, waits for the app and the rest of its group until ctx ends, and kills
+// what is left by then, including processes that have moved to other groups or
+// sessions. An app that had to be killed has exit code 137.
+func (p *Process) Stop(ctx context.Context, sig os.Signal) Status {
+	p.owner.terminate(p, sig)
 	select {
 	case <-p.done:
 		p.waitGroup(ctx)

@@ -125,7 +125,7 @@ func (s *Supervisor) signal(p *Process, sig os.Signal) error {
 
 // terminate does nothing: there is no signal that asks an app to end. What the
 // console sends on ^C has reached the app already.
-func (s *Supervisor) terminate(*Process) {}
+func (s *Supervisor) terminate(*Process, os.Signal) {}
 
 func (s *Supervisor) killTree(_ context.Context, p *Process) { _ = p.handle.Kill() }
 

@@ -250,17 +250,16 @@ func signalGroup(pid int, sig syscall.Signal) error {
 	return nil
 }
 
-// terminate sends SIGTERM, and wakes a stopped app so that it can act on it.
-func (s *Supervisor) terminate(p *Process) {
-	err := p.Signal(syscall.SIGTERM)
-	if err != nil && !errors.Is(err, ErrExited) {
-		s.logger.Warn("signal not passed on", "signal", syscall.SIGTERM.String(), "pid", p.pid, "err", err)
+// terminate sends sig, and wakes a stopped app so that it can act on it.
+func (s *Supervisor) terminate(p *Process, sig os.Signal) {
+	if err := s.signal(p, sig); err != nil && !errors.Is(err, ErrExited) {
+		s.logger.Warn("signal not passed on", "signal", sig.String(), "pid", p.pid, "err", err)
 	}
 	s.mu.Lock()
 	stopped := p.stopped
 	s.mu.Unlock()
 	if stopped {
-		_ = p.Signal(syscall.SIGCONT)
+		_ = s.signal(p, syscall.SIGCONT)
 	}
 }
 
