@@ -221,6 +221,52 @@ func TestDialTargetsReachTheListener(t *testing.T) {
 	}
 }
 
+func TestNetlinkAndProcAgree(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1:0", "0.0.0.0:0", "[::]:0", "[::ffff:127.0.0.1]:0"} {
+		network := "tcp4"
+		if strings.HasPrefix(addr, "[") {
+			network = "tcp"
+		}
+		l, err := net.Listen(network, addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+	own := make(map[uint64]struct{})
+	if err := socketsOf(os.Getpid(), own); err != nil {
+		t.Fatal(err)
+	}
+	mine := func(s socket) bool { _, ok := own[s.inode]; return ok }
+	read, err := readListeners()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := addresses(read, mine); len(got) != 4 {
+		t.Errorf("/proc: got %v, want the four listeners", got)
+	}
+	asked, err := askListeners()
+	if err != nil {
+		t.Logf("no netlink here: %v", err)
+		return
+	}
+	if got, want := addresses(asked, mine), addresses(read, mine); !slices.Equal(got, want) {
+		t.Errorf("netlink: got %v, want what /proc says, %v", got, want)
+	}
+}
+
+func FuzzAppendAnswer(f *testing.F) {
+	f.Add(listenRequest(2))
+	f.Add([]byte{16, 0, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Add(append([]byte{88, 0, 0, 0, 20, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10}, make([]byte, 71)...))
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		found, _, err := appendAnswer(nil, answer)
+		if err != nil && found != nil {
+			t.Error("sockets beside an error")
+		}
+	})
+}
+
 func FuzzParseListeners(f *testing.F) {
 	f.Add("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n" +
 		"   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000 100 0 0 10 0\n")
