@@ -1,0 +1,70 @@
+package tlsmux
+
+import (
+	"log/slog"
+	"time"
+)
+
+// The defaults of Options.
+const (
+	defaultKeepAlive     = 5 * time.Second
+	defaultWriteTimeout  = 10 * time.Second
+	defaultMaxStreams    = 1024
+	defaultWindow        = 4 << 20
+	defaultMemoryCeiling = 128 << 20
+	// acceptedMaxIncoming is how many streams an agent may hold open towards an
+	// edge, where only the control stream has a purpose today.
+	acceptedMaxIncoming = 16
+)
+
+// Options tune a session. The zero value is what production uses.
+type Options struct {
+	// KeepAlive is how long the peer may be silent before it is pinged; 0 means 5 s.
+	KeepAlive time.Duration
+	// WriteTimeout is how long the peer may then stay silent, and how long one write
+	// of at most 32 KiB may take, before the session ends; 0 means 10 s.
+	WriteTimeout time.Duration
+	// MaxStreams is how many streams opened here may be open at once; 0 means 1,024.
+	MaxStreams int
+	// MaxIncoming is how many streams the peer may hold open at once, the control
+	// stream among them. A peer that exceeds it loses the session. 0 means 16 at
+	// Accept, and at Dial twice MaxStreams and some, because the peer may count a
+	// stream as gone a little earlier.
+	MaxIncoming int
+	// Window is the largest receive window of a stream, in bytes; 0 means 4 MiB.
+	// Every stream starts with 256 KiB and grows while it is read fast.
+	Window int
+	// MemoryCeiling bounds the bytes a session holds that were received and not yet
+	// read; 0 means 128 MiB. Above it the stream that holds most is aborted. Windows
+	// cease to grow at a quarter of it.
+	MemoryCeiling int
+	// Logger gets what yamux has to say, at debug level; nil discards it.
+	Logger *slog.Logger
+}
+
+// withDefaults fills the zero fields in; accepted is the edge's side.
+func (o Options) withDefaults(accepted bool) Options {
+	if o.KeepAlive <= 0 {
+		o.KeepAlive = defaultKeepAlive
+	}
+	if o.WriteTimeout <= 0 {
+		o.WriteTimeout = defaultWriteTimeout
+	}
+	if o.MaxStreams <= 0 {
+		o.MaxStreams = defaultMaxStreams
+	}
+	if o.MaxIncoming <= 0 {
+		o.MaxIncoming = 2*o.MaxStreams + backlog
+		if accepted {
+			o.MaxIncoming = acceptedMaxIncoming
+		}
+	}
+	if o.Window <= 0 {
+		o.Window = defaultWindow
+	}
+	o.Window = max(o.Window, initialWindow)
+	if o.MemoryCeiling <= 0 {
+		o.MemoryCeiling = defaultMemoryCeiling
+	}
+	return o
+}
