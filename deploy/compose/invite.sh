@@ -1,8 +1,8 @@
-# Leaves a token for app.localhost and the authority's certificate in /invitation.
+# Leaves a new token for app.localhost and the authority's certificate in
+# /invitation, each whole or not at all.
 set -eu
 cd /invitation
-if [ ! -s token ]; then
-	/edge token issue --data-dir /var/lib/wormhole --host app.localhost --name compose >token.new
-	mv token.new token
-fi
-cp /var/lib/wormhole/ca/ca.pem ca.pem
+/edge token issue --data-dir /var/lib/wormhole --host app.localhost --name compose >token.new
+cp /var/lib/wormhole/ca/ca.pem ca.pem.new
+mv token.new token
+mv ca.pem.new ca.pem

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -18,6 +19,7 @@ type Process struct {
 	cmd    *exec.Cmd
 	exited chan struct{} // closed after the program ended; err is set before
 	err    error
+	sweep  sync.Once // its group id may be another's later
 }
 
 // Start runs cmd in a process group of its own, so that Ctrl-C in a terminal
@@ -46,10 +48,16 @@ func (p *Process) Exited() <-chan struct{} { return p.exited }
 // Signal sends s to the program alone.
 func (p *Process) Signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
 
-// Stop asks the program to end, waits, and kills it when grace has passed. It is
-// idempotent and returns when the program is gone; the error says that it had to
-// be killed.
+// Stop asks the program to end, waits, and kills it when grace has passed; then it
+// kills what the program left behind in its process group. It is idempotent and
+// returns when the program is gone; the error says that it had to be killed.
 func (p *Process) Stop(grace time.Duration) error {
+	defer p.sweep.Do(func() { _ = syscall.Kill(-p.PID(), syscall.SIGKILL) })
+	select {
+	case <-p.exited:
+		return nil
+	default:
+	}
 	if err := p.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("stop %s: %w", p.name, err)
 	}

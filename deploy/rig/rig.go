@@ -191,8 +191,8 @@ func (e *Edge) Transport() *http.Transport {
 // Roots are the authorities that the edge's certificates verify against.
 func (e *Edge) Roots() *x509.CertPool { return e.roots }
 
-// PID is the edge's process id.
-func (e *Edge) PID() int { return e.process.PID() }
+// Process is the edge's process; end it with Stop.
+func (e *Edge) Process() *Process { return e.process }
 
 // Port is the public door's port.
 func (e *Edge) Port() string {
