@@ -1,0 +1,46 @@
+package admin
+
+import "time"
+
+// Status is what one edge says of itself.
+type Status struct {
+	Node      string            `json:"node"`
+	Hostname  string            `json:"hostname,omitempty"`
+	Region    string            `json:"region,omitempty"`
+	Version   string            `json:"version"`
+	State     string            `json:"state"` // "serving" or "draining"
+	Started   time.Time         `json:"started"`
+	Addresses map[string]string `json:"addresses"` // by door: http, https, admin
+	DataDir   string            `json:"data_dir"`
+	CA        string            `json:"ca_file,omitempty"` // PEM of the internal authority
+	Sites     int               `json:"sites"`
+	Backends  []Backend         `json:"backends"`
+}
+
+// Backend is one live tunnel and the app behind it.
+type Backend struct {
+	ID       string            `json:"id"`
+	Name     string            `json:"name"`
+	Hosts    []string          `json:"hosts"`
+	State    string            `json:"state"` // "ready", "not_ready", "suspect", "ejected", "draining"
+	InFlight int64             `json:"in_flight"`
+	Streams  int               `json:"streams"`
+	Carrier  string            `json:"carrier"`
+	Remote   string            `json:"remote"`
+	TokenID  string            `json:"token_id"`
+	Instance string            `json:"instance"`
+	Tags     map[string]string `json:"tags,omitempty"`
+	Release  string            `json:"release,omitempty"`
+	Branch   string            `json:"branch,omitempty"`
+	Version  string            `json:"version,omitempty"`
+	Since    time.Time         `json:"since"`
+	LastBeat time.Time         `json:"last_beat"`
+}
+
+// Site is one site as the operator sees it.
+type Site struct {
+	Host       string `json:"host"`
+	Configured bool   `json:"configured"` // by `edge site apply`, not only by a registration
+	Backends   int    `json:"backends"`
+	InFlight   int64  `json:"in_flight"`
+}

@@ -1,0 +1,238 @@
+// Package config turns defaults, a YAML file, the environment and flags into one
+// value, in that order of precedence, and refuses a bad one with every fault
+// listed. It knows words and shapes only; parts have Config types of their own.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"wormhole/edge/site"
+	"wormhole/shared/hostname"
+)
+
+// TLSMode says where the certificates of the public door come from.
+type TLSMode string
+
+// The modes.
+const (
+	TLSInternal TLSMode = "internal" // a certificate authority in the data directory
+	TLSFiles    TLSMode = "files"    // --cert and --key
+)
+
+// Config is everything an operator may set for one node. A flag `--some-name` is
+// the key `some_name` in the file and the variable EDGE_SOME_NAME.
+type Config struct {
+	File string // the YAML file, or empty; not a key of the file itself
+
+	DataDir  string // keys, certificates, sites; created with mode 0700
+	Hostname string // this edge's own public name: what agents dial
+	Region   string // where this edge is, such as "fra"
+
+	HTTP  string // address of the plain door that redirects; "" switches it off
+	HTTPS string // address of the public door, TCP and UDP
+	Admin string // address of the operator's API
+	HTTP3 bool   // whether visitors may use HTTP/3 on the UDP side of HTTPS
+
+	TLS   TLSMode
+	Certs []string // PEM files, with TLSFiles
+	Keys  []string // PEM files, one for each of Certs
+
+	TrustedProxies []string      // CIDRs whose X-Forwarded-* are believed
+	BackendHeader  string        // response header that names the backend; "" is off
+	DrainDelay     time.Duration // between failing readiness and accepting no more, so that balancers in front notice
+	DrainTimeout   time.Duration // how long requests in flight have when the node stops
+	ParkTimeout    time.Duration // how long a request waits for a site's first backend
+	MaxConnections int           // open client connections; 0 derives it from the descriptor limit
+
+	LogLevel  string // debug, info, warn, error
+	LogFormat string // text, json; "" is text on a terminal, else json
+	AccessLog string // "-" is standard error among the other lines, "off", or a file
+
+	Sites []site.Spec // key `sites` of the file only
+}
+
+// DefaultDataDir is /var/lib/wormhole for root, else the user's state directory.
+func DefaultDataDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/wormhole"
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); dir != "" {
+		return filepath.Join(dir, "wormhole")
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		return filepath.Join(home, ".local", "state", "wormhole")
+	}
+	return "wormhole-data"
+}
+
+// Register defines the flags of c on fs with c's present values as defaults, so
+// that `edge dev` differs from `edge serve` in values only.
+func (c *Config) Register(fs *pflag.FlagSet) {
+	fs.StringVar(&c.File, "config", c.File, "YAML `file` with the same keys as the flags (some-name is some_name) and a list of sites")
+	fs.StringVar(&c.DataDir, "data-dir", c.DataDir, "`directory` for keys, certificates and sites")
+	fs.StringVar(&c.Hostname, "hostname", c.Hostname, "this edge's own public `name`: what agents dial")
+	fs.StringVar(&c.Region, "region", c.Region, "where this edge is, such as fra")
+	fs.StringVar(&c.HTTP, "http", c.HTTP, "`address` of the plain HTTP door that redirects to HTTPS; empty switches it off")
+	fs.StringVar(&c.HTTPS, "https", c.HTTPS, "`address` of the public door, TCP and UDP: visitors and agents")
+	fs.StringVar(&c.Admin, "admin", c.Admin, "`address` of health, metrics and the operator's API")
+	fs.BoolVar(&c.HTTP3, "http3", c.HTTP3, "offer HTTP/3 to visitors")
+	fs.StringVar((*string)(&c.TLS), "tls", string(c.TLS), "where certificates come from: internal or files")
+	fs.StringSliceVar(&c.Certs, "cert", c.Certs, "PEM `file` of a certificate chain, with --tls files; may be repeated")
+	fs.StringSliceVar(&c.Keys, "key", c.Keys, "PEM `file` of the private key for each --cert")
+	fs.StringSliceVar(&c.TrustedProxies, "trusted-proxies", c.TrustedProxies, "`CIDRs` of proxies in front whose X-Forwarded-* are believed")
+	fs.StringVar(&c.BackendHeader, "backend-header", c.BackendHeader, "response `header` that names the backend that answered; empty is off")
+	fs.DurationVar(&c.DrainDelay, "drain-delay", c.DrainDelay, "how long the edge goes on accepting after /readyz has turned false")
+	fs.DurationVar(&c.DrainTimeout, "drain-timeout", c.DrainTimeout, "how long requests in flight have when the edge stops")
+	fs.DurationVar(&c.ParkTimeout, "park-timeout", c.ParkTimeout, "how long a request waits when its site has no live backend")
+	fs.IntVar(&c.MaxConnections, "max-connections", c.MaxConnections, "most open client connections; 0 derives it from the descriptor limit")
+	fs.StringVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
+	fs.StringVar(&c.LogFormat, "log-format", c.LogFormat, "text or json; empty is text on a terminal, else json")
+	fs.StringVar(&c.AccessLog, "access-log", c.AccessLog, "one line a request: a `file`, - for standard error, or off")
+}
+
+// Default is the configuration of `edge serve` with nothing set.
+func Default() Config {
+	return Config{
+		DataDir:      DefaultDataDir(),
+		HTTP:         ":80",
+		HTTPS:        ":443",
+		Admin:        "127.0.0.1:7080",
+		HTTP3:        true,
+		TLS:          TLSInternal,
+		DrainDelay:   3 * time.Second,
+		DrainTimeout: 30 * time.Second,
+		ParkTimeout:  5 * time.Second,
+		LogLevel:     "info",
+		AccessLog:    "-",
+	}
+}
+
+// Validate returns every fault of c joined, or nil. It reads no file but checks
+// that those named can be read.
+func (c *Config) Validate() error {
+	var faults []error
+	bad := func(key, format string, args ...any) {
+		faults = append(faults, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
+	}
+	if c.DataDir == "" {
+		bad("data_dir", "must not be empty")
+	}
+	if c.Hostname != "" {
+		if name, err := hostname.Canonical(c.Hostname); err != nil {
+			bad("hostname", "%v", err)
+		} else {
+			c.Hostname = name
+		}
+	}
+	checkAddr := func(key, addr string, optional bool) {
+		if addr == "" {
+			if !optional {
+				bad(key, "must not be empty")
+			}
+			return
+		}
+		if _, err := net.ResolveTCPAddr("tcp", addr); err != nil {
+			bad(key, "%q is not host:port: %v", addr, err)
+		}
+	}
+	checkAddr("http", c.HTTP, true)
+	checkAddr("https", c.HTTPS, false)
+	checkAddr("admin", c.Admin, false)
+
+	switch c.TLS {
+	case TLSInternal:
+		if len(c.Certs)+len(c.Keys) > 0 {
+			bad("cert", "certificate files need tls: files")
+		}
+	case TLSFiles:
+		if len(c.Certs) == 0 {
+			bad("cert", "tls: files needs at least one certificate and key")
+		}
+		if len(c.Certs) != len(c.Keys) {
+			bad("key", "%d certificates but %d keys", len(c.Certs), len(c.Keys))
+		}
+		for _, f := range append(append([]string{}, c.Certs...), c.Keys...) {
+			if file, err := os.Open(f); err != nil {
+				bad("cert", "%v", err)
+			} else {
+				_ = file.Close()
+			}
+		}
+	default:
+		bad("tls", "%q is none of internal, files", c.TLS)
+	}
+	for _, p := range c.TrustedProxies {
+		if _, err := netip.ParsePrefix(p); err != nil {
+			if _, err := netip.ParseAddr(p); err != nil {
+				bad("trusted_proxies", "%q is neither an address nor a CIDR", p)
+			}
+		}
+	}
+	if c.DrainDelay < 0 {
+		bad("drain_delay", "must not be negative")
+	}
+	if c.DrainTimeout < 0 {
+		bad("drain_timeout", "must not be negative")
+	}
+	if c.ParkTimeout < 0 {
+		bad("park_timeout", "must not be negative")
+	}
+	if c.MaxConnections < 0 {
+		bad("max_connections", "must not be negative")
+	}
+	if !validHeaderName(c.BackendHeader) {
+		bad("backend_header", "%q is not a header name", c.BackendHeader)
+	}
+	if _, err := c.Level(); err != nil {
+		bad("log_level", "%q is none of debug, info, warn, error", c.LogLevel)
+	}
+	switch c.LogFormat {
+	case "", "text", "json":
+	default:
+		bad("log_format", "%q is none of text, json", c.LogFormat)
+	}
+	if c.AccessLog == "" {
+		bad("access_log", "must be -, off or a file")
+	}
+	return errors.Join(faults...)
+}
+
+// Level is LogLevel as slog knows it.
+func (c *Config) Level() (slog.Level, error) {
+	var l slog.Level
+	err := l.UnmarshalText([]byte(strings.ToUpper(c.LogLevel)))
+	return l, err
+}
+
+// Prefixes is TrustedProxies parsed; c must be valid.
+func (c *Config) Prefixes() []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(c.TrustedProxies))
+	for _, s := range c.TrustedProxies {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p.Masked())
+		} else if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return out
+}
+
+func validHeaderName(s string) bool {
+	for _, r := range s {
+		ok := r == '-' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
