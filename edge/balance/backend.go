@@ -165,7 +165,7 @@ func (b *Backend) Report(o Outcome) {
 			b.broken.Store(0)
 		}
 		// Back at a full share and still good: forget the past.
-		if b.returnAt.Load() == 0 && b.ejected.Load() != 0 {
+		if b.ejected.Load() != 0 && b.share() == fullShare {
 			b.ejected.Store(0)
 		}
 	case Unreachable:
@@ -202,12 +202,15 @@ func (b *Backend) ejectedFor() time.Duration {
 	return max(0, time.Duration(at)-time.Since(b.epoch))
 }
 
-// share is the part of the requests, of 256, for which the backend may be chosen:
-// 0 while ejected, growing during slow start.
+// fullShare is the share of a backend that was not ejected lately.
+const fullShare = 256
+
+// share is the part of the requests, of fullShare, for which the backend may be
+// chosen: 0 while ejected, growing during slow start.
 func (b *Backend) share() int64 {
 	at := b.returnAt.Load()
 	if at == 0 {
-		return 256
+		return fullShare
 	}
 	since := int64(time.Since(b.epoch)) - at
 	switch {
@@ -215,9 +218,16 @@ func (b *Backend) share() int64 {
 		return 0
 	case since >= int64(slowStartTime):
 		b.returnAt.CompareAndSwap(at, 0)
-		return 256
+		return fullShare
 	}
-	return 16 + 240*since/int64(slowStartTime)
+	const least = fullShare / 16
+	return least + (fullShare-least)*since/int64(slowStartTime)
+}
+
+// takesShare decides by the low bits of the random r whether a backend in slow
+// start takes part in this choice.
+func (b *Backend) takesShare(r uint64) bool {
+	return b.returnAt.Load() == 0 || int64(r%fullShare) < b.share()
 }
 
 // fit reports whether the backend may be picked before others are considered.

@@ -105,26 +105,35 @@ func (p *Pool) PickAny(tried ...*Backend) *Backend {
 	return nil
 }
 
-// choose draws pairs until two different fit backends are found, and falls back to
-// looking at all of them when luck does not find any.
+// choose draws two different fit backends, and falls back to looking at all of them
+// when luck does not find one.
 func (p *Pool) choose(list, tried []*Backend) *Backend {
+	const draws = 4
 	n := uint64(len(list))
-	if n == 0 {
-		return nil
-	}
 	if n > 1 {
-		var first *Backend
-		for range 6 {
+		for range draws {
 			r := p.draw()
-			b := list[(r>>32)*n>>32]
-			if b == first || !drawable(b, r, tried) {
+			i := (r >> 32) * n >> 32
+			first := list[i]
+			if !first.fit() || !first.takesShare(r) || slices.Contains(tried, first) {
 				continue
 			}
-			if first == nil {
-				first = b
-				continue
+			for range draws {
+				r := p.draw()
+				j := (r >> 32) * (n - 1) >> 32
+				if j >= i {
+					j++
+				}
+				second := list[j]
+				if !second.fit() || slices.Contains(tried, second) {
+					continue
+				}
+				if !second.takesShare(r) {
+					break // not drawn again: that would multiply its share
+				}
+				return lesser(first, second)
 			}
-			return lesser(first, b)
+			return first
 		}
 	}
 	fit := func(b *Backend) bool { return b.fit() }
@@ -170,12 +179,6 @@ func (p *Pool) scan(list, tried []*Backend, ok func(*Backend) bool) (first, seco
 		first, second = second, first
 	}
 	return first, second
-}
-
-// drawable reports whether b may be one of the two: fit, not tried, and during slow
-// start only as often as its share says.
-func drawable(b *Backend, r uint64, tried []*Backend) bool {
-	return b.flags.Load() == 0 && int64(r&0xff) < b.share() && !slices.Contains(tried, b)
 }
 
 // lesser returns the one with fewer requests in flight, a if equal.

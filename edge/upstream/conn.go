@@ -1,0 +1,152 @@
+package upstream
+
+import (
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// conn is one kept stream, or (stream nil) one HTTP/2 exchange that is watched like
+// one.
+type conn struct {
+	pool   *Pool
+	stream Stream
+	cancel func() // ends an HTTP/2 exchange
+	rd     reader
+	head   head
+
+	exchanges int
+	written   uint64        // bytes after the stream header, in all exchanges
+	keep      time.Duration // how long the app lets it be idle
+	expires   int64         // when idle or retired: the time to let go
+
+	watch    watch
+	canceled atomic.Bool // the caller's context ended
+}
+
+// abort ends the stream, whatever happens on it. It may be called concurrently.
+func (c *conn) abort() {
+	if c.stream != nil {
+		c.stream.Abort()
+		return
+	}
+	c.cancel()
+}
+
+// abortCanceled is abort for the end of the caller's context.
+func (c *conn) abortCanceled() {
+	c.canceled.Store(true)
+	c.abort()
+}
+
+// expect gives whoever has to move next the time d.
+func (c *conn) expect(t turn, d time.Duration) {
+	c.watch.set(t, c.pool.now()+int64(d))
+}
+
+// write writes all of b and counts it.
+func (c *conn) write(b []byte) error {
+	n, err := c.stream.Write(b)
+	c.written += uint64(max(n, 0))
+	return err
+}
+
+// quiet reports whether an idle stream is still good: nothing has come that was not
+// asked for, neither bytes nor the app's close.
+func (c *conn) quiet() bool {
+	if p, ok := c.stream.(Prober); ok {
+		return p.Quiet()
+	}
+	var b [1]byte
+	if c.stream.SetReadDeadline(time.Unix(1, 0)) != nil {
+		return false
+	}
+	n, err := c.stream.Read(b[:])
+	if n > 0 || !isTimeout(err) {
+		return false
+	}
+	return c.stream.SetReadDeadline(time.Time{}) == nil
+}
+
+func isTimeout(err error) bool {
+	if err == nil {
+		return false
+	}
+	t, ok := err.(interface{ Timeout() bool }) //nolint:errorlint // the stream's own error, not one wrapped by us
+	return ok && t.Timeout() || os.IsTimeout(err)
+}
+
+// turn says who has to move next in an exchange.
+type turn uint32
+
+const (
+	appTurn turn = iota
+	clientTurn
+)
+
+// watch is the deadline of an exchange. Setting it is an atomic store, and the
+// pool's sweep looks at it: no timer is touched on the way of a request.
+type watch struct {
+	deadline atomic.Int64 // ns since the pool's epoch; 0 none, watchExpired when over
+	turn     atomic.Uint32
+
+	mu     sync.Mutex // guards client, and is held while it is called
+	client Client
+}
+
+const watchExpired = -1
+
+// begin starts an exchange.
+func (w *watch) begin(client Client) {
+	if client != nil || w.client != nil {
+		w.mu.Lock()
+		w.client = client
+		w.mu.Unlock()
+	}
+	w.deadline.Store(0)
+}
+
+// set moves the deadline, unless it is over.
+func (w *watch) set(t turn, deadline int64) {
+	w.turn.Store(uint32(t))
+	if old := w.deadline.Load(); old != watchExpired {
+		// A failed swap is the sweep's, which has just ended the exchange, or that of
+		// the exchange's other goroutine, whose deadline is as good.
+		w.deadline.CompareAndSwap(old, deadline)
+	}
+}
+
+// end stops the watch and reports whether it held. The client is not called any
+// more when it returns.
+func (w *watch) end() bool {
+	held := w.deadline.Swap(0) != watchExpired
+	if w.client != nil {
+		w.mu.Lock()
+		w.client = nil
+		w.mu.Unlock()
+	}
+	return held
+}
+
+// expire ends the watch if its deadline is over and reports whether it did.
+func (w *watch) expire(now int64) bool {
+	d := w.deadline.Load()
+	return d > 0 && d < now && w.deadline.CompareAndSwap(d, watchExpired)
+}
+
+// expired reports whether the deadline passed before the exchange ended.
+func (w *watch) expired() bool { return w.deadline.Load() == watchExpired }
+
+// interrupt frees whoever waits for the client.
+func (w *watch) interrupt(write bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.client == nil {
+		return
+	}
+	w.client.InterruptRead()
+	if write {
+		w.client.InterruptWrite()
+	}
+}
