@@ -19,16 +19,18 @@
 // once to the app's process group as it arrives, except SIGKILL and SIGSTOP,
 // which nobody can catch, SIGCHLD, which is about this program's children,
 // SIGPIPE and SIGPROF, which are about its own doings, and SIGURG, with which
-// the Go runtime preempts goroutines. A SIGHUP or SIGINT that the program was
+// the Go runtime preempts goroutines. On a terminal SIGTTOU is ignored instead,
+// so that the agent's log does not stop it. A SIGHUP or SIGINT that the program was
 // started to ignore (nohup) stays ignored, by the app too.
 //
 // # Terminals
 //
-// The app leads a process group of its own. If its standard input is the
-// terminal in whose foreground the agent runs, that group becomes the
-// foreground group, so keys such as ^C reach the app alone and interactive
-// programs work. ^Z stops the app and then the agent, so that the shell that
-// started both regains the terminal, and fg continues both.
+// The app leads a process group of its own. On a terminal, the agent's group
+// stays in the foreground until the app reads or otherwise claims the terminal;
+// then the app's group gets it and interactive programs work. So ^C drains an
+// ordinary server, while a prompt handles its own ^C. ^Z stops the app and then
+// the agent, so that the shell that started both regains the terminal, and fg
+// continues both.
 //
 // # Platforms
 //

@@ -58,13 +58,6 @@ func fatal(err error) {
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// mustSupervise is Supervise for a role.
-func mustSupervise() *Supervisor {
-	s, err := Supervise(discard())
-	fatal(err)
-	return s
-}
-
 // playAgent is the least agent: [-grace D] [-report] CMD ARGS... With -report it
 // says on stderr how many processes it leaves behind.
 func playAgent(args []string) {
@@ -72,7 +65,7 @@ func playAgent(args []string) {
 	grace := flags.Duration("grace", 5*time.Second, "")
 	report := flags.Bool("report", false, "")
 	fatal(flags.Parse(args))
-	s := mustSupervise()
+	s := Supervise(discard())
 	app, err := s.Start(Command{Path: flags.Arg(0), Args: flags.Args()[1:]})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -99,7 +92,7 @@ func playStatuses(args []string) {
 	var runs int
 	_, err := fmt.Sscan(args[0], &runs)
 	fatal(err)
-	s := mustSupervise()
+	s := Supervise(discard())
 	storm, err := s.Start(Command{Path: "sh", Args: []string{"-c", "while :; do (: &); done"}})
 	fatal(err)
 	wrong := 0
@@ -129,7 +122,7 @@ func playStatuses(args []string) {
 // playOrphans runs an app that leaves double-forked orphans, and prints the
 // app's exit code and the zombies there are a second later at the latest.
 func playOrphans(args []string) {
-	s := mustSupervise()
+	s := Supervise(discard())
 	app, err := s.Start(Command{Path: "sh", Args: []string{"-c", `i=0; while [ $i -lt $0 ]; do (: &); i=$((i+1)); done; exit 7`, args[0]}})
 	fatal(err)
 	status := app.Wait()
@@ -194,7 +187,7 @@ func playListen(args []string) {
 // playPorts prints where the app listens, once it does. It has a listener of its
 // own, which is not the app's.
 func playPorts(args []string) {
-	s := mustSupervise()
+	s := Supervise(discard())
 	app, err := s.Start(Command{Path: args[0], Args: args[1:]})
 	fatal(err)
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -289,10 +282,7 @@ func exitCode(t *testing.T, err error) int {
 // supervise opens a Supervisor in the test's own process.
 func supervise(t *testing.T) *Supervisor {
 	t.Helper()
-	s, err := Supervise(slog.New(slog.NewTextHandler(t.Output(), nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := Supervise(slog.New(slog.NewTextHandler(t.Output(), nil)))
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)

@@ -36,14 +36,14 @@ type platform struct {
 }
 
 // Supervise takes over the children and signals of this program until Close.
-func Supervise(logger *slog.Logger) (*Supervisor, error) {
+func Supervise(logger *slog.Logger) *Supervisor {
 	s := &Supervisor{
 		logger:    logger,
 		lifecycle: make(chan os.Signal, 8),
 		apps:      make(map[*Process]struct{}),
 	}
 	signal.Notify(s.lifecycle, os.Interrupt, syscall.SIGTERM)
-	return s, nil
+	return s
 }
 
 // Lifecycle delivers the interrupt and, on Windows, the closing of the console

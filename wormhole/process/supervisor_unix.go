@@ -20,7 +20,8 @@ var killed = Status{signal: syscall.SIGKILL}
 
 // Supervisor owns all child processes of this program: it starts apps, passes
 // signals on and reaps whatever ends. Its methods may be called concurrently.
-// Only one may be open at a time in a program.
+// Only one may be open at a time in a program, and normally it runs one app at a
+// time: stopping an app ends everything that descends from this program.
 type Supervisor struct {
 	logger    *slog.Logger
 	lifecycle chan os.Signal
@@ -34,25 +35,25 @@ type Supervisor struct {
 	// mu is held while an app is started and while children are reaped, so that
 	// no status is collected before its pid is in apps, and while an app is
 	// signalled, so that the pid is not another's by then.
-	mu     sync.Mutex // guards apps, closed
-	apps   map[int]*Process
-	closed bool
+	mu       sync.Mutex // guards what follows
+	apps     map[int]*Process
+	terminal *terminal // nil if there is none
+	closed   bool
 }
 
 // platform is what a Process needs on this kind of system.
 type platform struct {
-	terminal *terminal // nil unless the app has the terminal
-	stopped  bool      // by a signal; guarded by the Supervisor's mu
+	stopped bool // by a signal; guarded by the Supervisor's mu
 }
 
 // Supervise takes over the children and signals of this program: it installs
 // the signal handlers, becomes a subreaper if the system has such and starts
 // the reaping goroutine, which Close stops. Call it before any app is started,
 // also when none will be: process 1 has orphans to reap anyway.
-func Supervise(logger *slog.Logger) (*Supervisor, error) {
+func Supervise(logger *slog.Logger) *Supervisor {
 	undo, err := becomeSubreaper()
 	if err != nil {
-		return nil, fmt.Errorf("become subreaper: %w", err)
+		logger.Warn("orphans of the app are out of reach, as this system has no subreaper", "err", err)
 	}
 	s := &Supervisor{
 		logger:    logger,
@@ -63,6 +64,7 @@ func Supervise(logger *slog.Logger) (*Supervisor, error) {
 		ended:     make(chan struct{}),
 		undo:      undo,
 		apps:      make(map[int]*Process),
+		terminal:  openTerminal(),
 	}
 	signal.Notify(s.children, syscall.SIGCHLD)
 	for _, sig := range lifecycleSignals() {
@@ -71,8 +73,9 @@ func Supervise(logger *slog.Logger) (*Supervisor, error) {
 	for _, sig := range forwardedSignals() {
 		notifyUnlessIgnored(s.forwarded, sig)
 	}
+	s.terminal.ignoreOutputStops()
 	go s.run()
-	return s, nil
+	return s
 }
 
 // Lifecycle delivers SIGTERM and SIGINT. The first asks to drain and then Stop
@@ -95,6 +98,7 @@ func (s *Supervisor) Close() error {
 		signal.Stop(s.children)
 		signal.Stop(s.lifecycle)
 		signal.Stop(s.forwarded)
+		s.terminal.close()
 		s.undo()
 	})
 	<-s.ended
@@ -116,6 +120,13 @@ func (s *Supervisor) running() []*Process {
 // signals, directory, limits and umask.
 func (s *Supervisor) Start(cmd Command) (*Process, error) {
 	cmd = cmd.withDefaults()
+	if cmd.Dir != "" {
+		if info, err := os.Stat(cmd.Dir); err != nil {
+			return nil, fmt.Errorf("start %s: directory of the app: %w", cmd.Path, err)
+		} else if !info.IsDir() {
+			return nil, fmt.Errorf("start %s: directory of the app: %s: %w", cmd.Path, cmd.Dir, syscall.ENOTDIR)
+		}
+	}
 	path, err := findCommand(cmd)
 	if err != nil {
 		return nil, err
@@ -127,24 +138,24 @@ func (s *Supervisor) Start(cmd Command) (*Process, error) {
 		done:   make(chan struct{}),
 		known:  listeningSockets(),
 	}
-	p.terminal = openTerminal(cmd.Stdin)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, ErrClosed
 	}
-	p.pid, err = syscall.ForkExec(path, append([]string{cmd.Path}, cmd.Args...), &syscall.ProcAttr{
-		Dir:   cmd.Dir,
-		Env:   cmd.Env,
-		Files: []uintptr{cmd.Stdin.Fd(), cmd.Stdout.Fd(), cmd.Stderr.Fd()},
-		Sys:   &syscall.SysProcAttr{Setpgid: true},
+	s.terminal.aroundFork(func() {
+		p.pid, err = syscall.ForkExec(path, append([]string{cmd.Path}, cmd.Args...), &syscall.ProcAttr{
+			Dir:   cmd.Dir,
+			Env:   cmd.Env,
+			Files: []uintptr{cmd.Stdin.Fd(), cmd.Stdout.Fd(), cmd.Stderr.Fd()},
+			Sys:   &syscall.SysProcAttr{Setpgid: true},
+		})
 	})
 	if err != nil {
 		return nil, startError(cmd.Path, path, err)
 	}
 	s.apps[p.pid] = p
-	p.terminal.give(p.pid)
 	s.logger.Debug("app started", "pid", p.pid)
 	return p, nil
 }
@@ -196,12 +207,12 @@ func (s *Supervisor) reap() {
 		case p == nil: // an orphan
 		case status.Stopped():
 			p.stopped = true
-			p.terminal.appStopped(status.StopSignal())
+			s.terminal.appStopped(pid, status.StopSignal())
 		case status.Continued():
 			p.stopped = false
 		default:
 			delete(s.apps, pid)
-			p.terminal.takeBack()
+			s.terminal.appEnded(pid)
 			p.status = statusOf(status)
 			close(p.done)
 		}
@@ -220,9 +231,6 @@ func (s *Supervisor) forward(sig syscall.Signal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.apps {
-		if sig == syscall.SIGCONT {
-			p.terminal.give(p.pid)
-		}
 		if err := signalGroup(p.pid, sig); err != nil {
 			s.logger.Warn("signal not passed on", "signal", sig.String(), "pid", p.pid, "err", err)
 		}

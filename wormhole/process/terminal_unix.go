@@ -10,75 +10,104 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminal hands the foreground of a terminal to the app and back. Its methods
-// do nothing on a nil terminal; the Supervisor's mu guards calls.
+// terminal is the one that controls this program's session. Its foreground is
+// handed to the app when the app asks for it, by reading or by changing modes,
+// which stops a background group with SIGTTIN or SIGTTOU. Until then ^C and ^Z
+// come to the agent, so that an ordinary server is drained before it ends, and
+// a pager behind a pipe keeps the keyboard.
+//
+// The methods do nothing on a nil terminal; the Supervisor's mu guards calls.
 type terminal struct {
-	fd int
+	file *os.File
 	// shell says that a shell above can stop and continue this program. Without
 	// one, as in a container, nobody could wake an app that ^Z has stopped.
 	shell bool
-	app   int // the app's group, once it has had the foreground
 }
 
-// openTerminal returns the terminal that file is, if this program may give its
-// foreground away; else nil.
-func openTerminal(file *os.File) *terminal {
-	fd := int(file.Fd())
-	front, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
-	if err != nil || front != unix.Getpgrp() {
+// openTerminal returns nil if the session has no terminal.
+func openTerminal() *terminal {
+	file, err := os.OpenFile("/dev/tty", os.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
 		return nil
 	}
 	session, err := unix.Getsid(0)
-	return &terminal{fd: fd, shell: err == nil && session != os.Getpid()}
+	pid := os.Getpid()
+	return &terminal{file: file, shell: err == nil && session != pid && pid != 1}
 }
 
-func (t *terminal) front() int {
-	front, err := unix.IoctlGetInt(t.fd, unix.TIOCGPGRP)
+func (t *terminal) close() {
+	if t == nil {
+		return
+	}
+	t.file.Close()
+}
+
+// ignoreOutputStops makes this program ignore SIGTTOU, so that neither writing
+// its log nor taking the terminal back stops it.
+func (t *terminal) ignoreOutputStops() {
+	if t != nil {
+		signal.Ignore(syscall.SIGTTOU)
+	}
+}
+
+// aroundFork runs fork, whose child must not inherit SIGTTOU as ignored. A
+// signal that is caught instead is at its default in the child; signal.Reset
+// would leave it ignored, as the runtime has no handler for it to go back to.
+func (t *terminal) aroundFork(fork func()) {
+	if t != nil {
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGTTOU)
+		defer t.ignoreOutputStops()
+	}
+	fork()
+}
+
+// foreground returns the group that has the terminal, or -1.
+func (t *terminal) foreground() int {
+	group, err := unix.IoctlGetInt(int(t.file.Fd()), unix.TIOCGPGRP)
 	if err != nil {
-		return 0
+		return -1
 	}
-	return front
+	return group
 }
 
-// give puts the app's group into the foreground if this program's is there. From
-// then on this program ignores SIGTTOU, so that neither its log nor taking the
-// terminal back stops it; the app was started before and does not inherit that.
-func (t *terminal) give(app int) {
-	if t == nil || t.front() != unix.Getpgrp() {
-		return
-	}
-	t.app = app
-	signal.Ignore(syscall.SIGTTOU)
-	_ = unix.IoctlSetPointerInt(t.fd, unix.TIOCSPGRP, app)
+func (t *terminal) setForeground(group int) {
+	// If it fails, the terminal is gone, and so is what it was wanted for.
+	_ = unix.IoctlSetPointerInt(int(t.file.Fd()), unix.TIOCSPGRP, group)
 }
 
-// takeBack puts this program's group into the foreground after the app's.
-func (t *terminal) takeBack() {
-	if t == nil || t.app == 0 {
+// appStopped answers a stop of the app.
+func (t *terminal) appStopped(app int, sig syscall.Signal) {
+	if t == nil {
 		return
 	}
-	if t.front() == t.app {
-		_ = unix.IoctlSetPointerInt(t.fd, unix.TIOCSPGRP, unix.Getpgrp())
-	}
-	signal.Reset(syscall.SIGTTOU) // the next app must not inherit it as ignored
-}
-
-// appStopped answers a stop of the app that had the terminal.
-func (t *terminal) appStopped(sig syscall.Signal) {
-	if t == nil || t.app == 0 {
-		return
-	}
+	front, own := t.foreground(), unix.Getpgrp()
+	asks := sig == syscall.SIGTTIN || sig == syscall.SIGTTOU
 	switch {
-	case t.front() != t.app:
-		// It was put into the background; a shell's fg wakes it.
-	case !t.shell, sig == syscall.SIGTTIN, sig == syscall.SIGTTOU:
-		// Nobody else would continue it, or it asked for the terminal in the
-		// moment before it was given the foreground.
-		_ = signalGroup(t.app, syscall.SIGCONT)
-	case sig == syscall.SIGTSTP:
-		// Stop as a whole job, so that the shell above notices; its fg sends
-		// SIGCONT, which gives the app the terminal again and continues it.
-		_ = unix.IoctlSetPointerInt(t.fd, unix.TIOCSPGRP, unix.Getpgrp())
+	case asks && (front == own || front == app):
+		t.setForeground(app)
+		_ = signalGroup(app, syscall.SIGCONT)
+	case asks && !t.shell, sig == syscall.SIGSTOP:
+		// Whoever has the terminal or has sent the signal knows why.
+	case !t.shell:
+		_ = signalGroup(app, syscall.SIGCONT)
+	default:
+		// Stop as a whole job, so that the shell above notices. Its fg sends
+		// SIGCONT, which is passed on to the app like any other signal.
+		if front == app {
+			t.setForeground(own)
+		}
 		_ = unix.Kill(0, unix.SIGSTOP)
+	}
+}
+
+// appEnded puts this program's group into the foreground after the app's, or
+// after a job of the app that is no more.
+func (t *terminal) appEnded(app int) {
+	if t == nil {
+		return
+	}
+	front := t.foreground()
+	if front == app || front > 0 && unix.Kill(-front, 0) == unix.ESRCH {
+		t.setForeground(unix.Getpgrp())
 	}
 }
