@@ -15,6 +15,7 @@ import (
 // The store's own files. Keys cannot begin with a dot.
 const (
 	markerFile  = ".store" // in the store's directory: its format
+	madePrefix  = ".made-" // in the store's directory, before a bucket's name: the bucket was made
 	lockFile    = ".lock"  // in a bucket: held while writing
 	floorFile   = ".floor" // in a bucket: no revision at or below it is given again
 	tempPattern = ".new-*" // in a bucket: not yet renamed
@@ -124,12 +125,25 @@ func (d *Dir) initialise() error {
 	return writeFile(d.path, markerFile, []byte(marker))
 }
 
-// absent tells "there is no such entry" from "the store is not there": a
+// absent tells "there is no such entry" from "it is not there any more": a
 // directory that was unmounted or removed must not look empty.
-func (d *Dir) absent() error {
+func (d *Dir) absent(b *bucket) error {
 	err := d.checkMarker()
 	if errors.Is(err, fs.ErrNotExist) {
 		return &CorruptError{Path: d.path, Why: "the store's directory is gone or empty"}
+	}
+	if err != nil {
+		return err
+	}
+	_, err = os.Stat(b.path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	switch _, err = os.Stat(b.made()); {
+	case err == nil:
+		return &CorruptError{Bucket: b.name, Path: b.path, Why: "the directory is gone"}
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
 	}
 	return err
 }
@@ -286,7 +300,7 @@ func (d *Dir) begin(ctx context.Context, name, key string) (*bucket, error) {
 func (d *Dir) read(b *bucket, key string) (Entry, error) {
 	e, _, err := readEntryFile(b.name, key, filepath.Join(b.path, fileOfKey(key)))
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := d.absent(); err != nil {
+		if err := d.absent(b); err != nil {
 			return Entry{}, err
 		}
 		return Entry{}, ErrNotFound
@@ -298,7 +312,7 @@ func (d *Dir) read(b *bucket, key string) (Entry, error) {
 func (d *Dir) files(b *bucket) ([]string, error) {
 	entries, err := os.ReadDir(b.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, d.absent()
+		return nil, d.absent(b)
 	}
 	if err != nil {
 		return nil, err
@@ -322,7 +336,7 @@ func (d *Dir) write(ctx context.Context, bucket, key string, value []byte, allow
 	if err != nil {
 		return fail(err)
 	}
-	if err := d.absent(); err != nil {
+	if err := d.absent(b); err != nil {
 		return fail(err)
 	}
 	unlock, err := b.lock(ctx)
@@ -352,6 +366,11 @@ func (d *Dir) write(ctx context.Context, bucket, key string, value []byte, allow
 		return fail(err)
 	}
 	return next.Revision, nil
+}
+
+// made is the file that says that the bucket was made once.
+func (b *bucket) made() string {
+	return filepath.Join(filepath.Dir(b.path), madePrefix+b.name)
 }
 
 // highest is the highest readable revision in a bucket.

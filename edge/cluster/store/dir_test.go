@@ -44,10 +44,10 @@ func wantErr(t testing.TB, err, want error) {
 func TestValuesComeBackAsWritten(t *testing.T) {
 	d, ctx := newDir(t), t.Context()
 	values := map[string][]byte{
-		"a":                               []byte("plain"),
-		"A":                               []byte("not the same as a"),
-		"empty":                           {},
-		"acme/Account.KEY=1":              []byte("a\nb\x00c"),
+		"a":                                []byte("plain"),
+		"A":                                []byte("not the same as a"),
+		"empty":                            {},
+		"acme/Account.KEY=1":               []byte("a\nb\x00c"),
 		strings.Repeat("Long/", 100) + "x": bytes.Repeat([]byte{0xff}, MaxValue),
 	}
 	for k, v := range values {

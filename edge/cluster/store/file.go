@@ -92,10 +92,22 @@ func (b *bucket) lock(ctx context.Context) (unlock func(), err error) {
 		return nil, err
 	}
 	if !b.swept {
-		b.sweep()
+		if err := b.prepare(); err != nil {
+			unlock()
+			return nil, err
+		}
 		b.swept = true
 	}
 	return unlock, nil
+}
+
+// prepare does what the first writer of a process has to do under the lock.
+func (b *bucket) prepare() error {
+	b.sweep()
+	if _, err := os.Stat(b.made()); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return writeFile(filepath.Dir(b.path), filepath.Base(b.made()), nil)
 }
 
 // lockFd waits for the lock by asking again, because a wait inside the kernel

@@ -134,6 +134,7 @@ func (w *watcher) look(ctx context.Context, woken bool) bool {
 		return w.fault(ctx, err)
 	case len(w.seen) > 0:
 		// Nobody removes a bucket; losing it is damage, not a thousand deletions.
+		// (Of a bucket that was lost before the watch began, absent tells.)
 		return w.fault(ctx, &CorruptError{Bucket: w.bucket.name, Path: w.bucket.path, Why: "the directory is gone"})
 	}
 	quiet := dirTime.Equal(w.dirTime) && w.scanned.Sub(dirTime) > settled
