@@ -101,7 +101,7 @@ func run(ctx context.Context, opt options) (err error) {
 		}
 	}
 	if s.tunnel != nil && (opt.only == "" || slices.Contains(strings.Split(opt.only, ","), "idle")) {
-		report.footprint, err = s.tunnel.footprint(ctx, opt.tunnels)
+		report.footprint, err = footprint(ctx, s, opt.tunnels)
 		if err != nil {
 			return err
 		}

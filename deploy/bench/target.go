@@ -120,7 +120,7 @@ type site struct {
 	appAddr   string
 	identity  *identity
 	targets   []*target
-	tunnel    *tunnel // nil when not chosen
+	tunnel    *tunnelled // nil when not chosen
 }
 
 // openSite starts the app.

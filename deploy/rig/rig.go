@@ -157,7 +157,7 @@ func (e *Edge) Token(ctx context.Context, hosts ...string) (string, error) {
 // AgentEnvironment is what an agent needs to know to serve host over this edge.
 func (e *Edge) AgentEnvironment(token, host string) []string {
 	return []string{
-		"WORMHOLE_TOKEN=" + token, "WORMHOLE_EDGE=" + e.Addr, "WORMHOLE_CA_FILE=" + e.CAFile, "WORMHOLE_HOST=" + host,
+		"WORMHOLE_TOKEN=" + token, "WORMHOLE_EDGE=" + net.JoinHostPort("localhost", e.Port()), "WORMHOLE_CA_FILE=" + e.CAFile, "WORMHOLE_HOST=" + host,
 	}
 }
 

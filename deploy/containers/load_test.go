@@ -1,0 +1,182 @@
+//go:build containers
+
+package containers
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// visitor asks for one site over verified HTTPS.
+type visitor struct {
+	client *http.Client
+	url    string
+}
+
+// newVisitor verifies with the authority in ca and dials loopback. Without http2
+// it keeps one HTTP/1.1 connection.
+func newVisitor(t *testing.T, ca []byte, host, port string, http2 bool) *visitor {
+	t.Helper()
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		t.Fatalf("no certificate in %q", ca)
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(!http2)
+	protocols.SetHTTP2(http2)
+	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	transport := &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots},
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, network, net.JoinHostPort("127.0.0.1", port))
+		},
+		Protocols: protocols,
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &visitor{
+		client: &http.Client{Transport: transport, Timeout: 10 * time.Second},
+		url:    "https://" + net.JoinHostPort(host, port) + "/",
+	}
+}
+
+// answer is who answered, in its own words and by the edge's header.
+type answer struct {
+	said    string
+	backend string
+}
+
+func (v *visitor) ask(ctx context.Context) (answer, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, v.url, nil)
+	if err != nil {
+		return answer{}, err
+	}
+	response, err := v.client.Do(request)
+	if err != nil {
+		return answer{}, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return answer{}, err
+	}
+	said, ok := strings.CutPrefix(strings.TrimSpace(string(body)), "You have reached ")
+	if response.StatusCode != http.StatusOK || !ok {
+		return answer{}, fmt.Errorf("%s: %.200s", response.Status, body)
+	}
+	return answer{said: said, backend: response.Header.Get("X-Internal-Service")}, nil
+}
+
+// failure is one request that did not get its answer.
+type failure struct {
+	began time.Time
+	took  time.Duration
+	err   error
+}
+
+// load is visitors who ask one request after the other until finish.
+type load struct {
+	stop    context.CancelFunc
+	done    sync.WaitGroup
+	changed chan struct{} // receives after an answer from a backend not seen before
+
+	mu       sync.Mutex // guards the rest
+	answers  int
+	backends map[string]time.Time // when each answered last
+	said     map[string]int
+	failures []failure
+	slowest  time.Duration
+}
+
+func startLoad(t *testing.T, visitors ...*visitor) *load {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	l := &load{stop: stop, changed: make(chan struct{}, 1), backends: map[string]time.Time{}, said: map[string]int{}}
+	for _, v := range visitors {
+		l.done.Go(func() {
+			for ctx.Err() == nil {
+				began := time.Now()
+				a, err := v.ask(t.Context()) // a request once sent is never cut short
+				l.count(began, a, err)
+			}
+		})
+	}
+	t.Cleanup(func() { l.finish() })
+	return l
+}
+
+func (l *load) count(began time.Time, a answer, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	took := time.Since(began)
+	l.slowest = max(l.slowest, took)
+	if err != nil {
+		l.failures = append(l.failures, failure{began, took, err})
+		return
+	}
+	l.answers++
+	l.said[a.said]++
+	_, known := l.backends[a.backend]
+	l.backends[a.backend] = time.Now()
+	if !known {
+		select {
+		case l.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// awaitBackends waits until n different backends have answered since the call.
+func (l *load) awaitBackends(t *testing.T, n int, limit time.Duration) {
+	t.Helper()
+	l.mu.Lock()
+	l.backends = map[string]time.Time{}
+	l.mu.Unlock()
+	expired := time.After(limit)
+	for {
+		l.mu.Lock()
+		have := len(l.backends)
+		l.mu.Unlock()
+		if have >= n {
+			return
+		}
+		select {
+		case <-l.changed:
+		case <-expired:
+			t.Fatalf("%d backends answered within %v, want %d; failures so far: %s", have, limit, n, l.summary())
+		}
+	}
+}
+
+// finish ends the load and returns when the last answer is in. It is idempotent.
+func (l *load) finish() {
+	l.stop()
+	l.done.Wait()
+}
+
+func (l *load) failed() []failure {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]failure(nil), l.failures...)
+}
+
+func (l *load) summary() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	text := fmt.Sprintf("%d answered, %d failed, slowest %v", l.answers, len(l.failures), l.slowest.Round(time.Millisecond))
+	for i, f := range l.failures {
+		if i == 3 {
+			break
+		}
+		text += fmt.Sprintf("\n  after %v: %v", f.took.Round(time.Millisecond), f.err)
+	}
+	return text
+}
