@@ -33,7 +33,7 @@ func (p *Process) listeners() ([]netip.AddrPort, error) {
 	}
 	// Everything below this program is the app's, orphans included.
 	owned := make(map[uint64]struct{})
-	hidden := false
+	hidden := !procIsOurs()
 	below(os.Getpid(), func(pid int) {
 		if err := socketsOf(pid, owned); err != nil {
 			// Either it has just ended, or it is not ours to look into.
@@ -50,7 +50,7 @@ func (p *Process) listeners() ([]netip.AddrPort, error) {
 		return found, nil
 	}
 	own := make(map[uint64]struct{})
-	if err := socketsOf(os.Getpid(), own); err != nil {
+	if err := readSockets("/proc/self/fd", own); err != nil {
 		return nil, err
 	}
 	return addresses(sockets, func(s socket) bool {
@@ -75,7 +75,11 @@ func addresses(sockets []socket, wanted func(socket) bool) []netip.AddrPort {
 
 // socketsOf adds the inodes of the sockets that a process holds to set.
 func socketsOf(pid int, set map[uint64]struct{}) error {
-	name := "/proc/" + strconv.Itoa(pid) + "/fd"
+	return readSockets("/proc/"+strconv.Itoa(pid)+"/fd", set)
+}
+
+// readSockets is socketsOf for the folder of a process's descriptors.
+func readSockets(name string, set map[uint64]struct{}) error {
 	dir, err := os.Open(name)
 	if err != nil {
 		return err

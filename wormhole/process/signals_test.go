@@ -110,6 +110,36 @@ func TestG4AWellBehavedAppIsNotWaitedForLonger(t *testing.T) {
 	})
 }
 
+func TestAForeignProcMisleadsNobody(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, play func(string, ...string) *exec.Cmd) {
+		// Process 1 of a PID namespace that sees the /proc of another.
+		foreign := func(role string, args ...string) *exec.Cmd {
+			cmd := play(role, args...)
+			cmd.Args = slices.DeleteFunc(cmd.Args, func(arg string) bool { return arg == "--mount-proc" })
+			return cmd
+		}
+		cmd := foreign("agent", "-grace", "100ms", "sh", "-c", `trap '' TERM; echo ready; while :; do sleep 1; done`)
+		took, code, _ := stopWhenReady(t, cmd, syscall.SIGTERM)
+		if code != 137 || took > killWait {
+			t.Errorf("got exit code %d after %v, want 137 soon", code, took)
+		}
+		cmd = foreign("ports", self(t), "role=listen", "127.0.0.1:0")
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.Write([]byte("go\n")); err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.CombinedOutput()
+		lines := strings.Fields(string(out))
+		slices.Sort(lines) // address, address, done, found
+		if err != nil || len(lines) != 4 || lines[0] != lines[1] {
+			t.Errorf("got %q, %v, want the address that was found to be the one listened on", out, err)
+		}
+	})
+}
+
 func TestAStoppedAppIsWokenToEnd(t *testing.T) {
 	s := supervise(t)
 	app := start(t, s, Command{Path: "sleep", Args: []string{"1000"}})

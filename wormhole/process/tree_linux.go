@@ -15,9 +15,19 @@ type member struct {
 // dead tells whether the process has ended and only waits to be reaped.
 func (m member) dead() bool { return m.state == 'Z' || m.state == 'X' }
 
+// procIsOurs tells whether there is a /proc and it numbers processes as this
+// program's PID namespace does; one that was mounted outside does not.
+func procIsOurs() bool {
+	self, err := os.Readlink("/proc/self")
+	return err == nil && self == strconv.Itoa(os.Getpid())
+}
+
 // descendants returns every process below root, zombies included, as one scan of
-// /proc sees them; nil, not empty, if there is no /proc.
+// /proc sees them; nil, not empty, if procIsOurs does not hold.
 func descendants(root int) []member {
+	if !procIsOurs() {
+		return nil
+	}
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
@@ -59,6 +69,9 @@ func readMember(pid int) (member, bool) {
 // does not grow with the other processes of the machine, and scans /proc where
 // the kernel has none.
 func below(root int, visit func(pid int)) {
+	if !procIsOurs() {
+		return
+	}
 	if _, err := os.Stat("/proc/self/task/" + strconv.Itoa(os.Getpid()) + "/children"); err != nil {
 		for _, m := range descendants(root) {
 			visit(m.pid)
