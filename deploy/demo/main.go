@@ -36,7 +36,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Stdout, *stay); err != nil {
+	if err := run(ctx, os.Stdout, rig.FindBinaries, *stay); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
@@ -53,7 +53,11 @@ type stage struct {
 	copies map[string]*rig.Process
 }
 
-func run(ctx context.Context, out io.Writer, stay bool) (err error) {
+// binaries gets the edge and the agent for the module at root; dir is for what it
+// has to build.
+type binaries func(ctx context.Context, root, dir string) (rig.Binaries, error)
+
+func run(ctx context.Context, out io.Writer, get binaries, stay bool) (err error) {
 	root, err := rig.Root()
 	if err != nil {
 		return err
@@ -66,7 +70,7 @@ func run(ctx context.Context, out io.Writer, stay bool) (err error) {
 	s := &stage{out: out, dir: dir, copies: map[string]*rig.Process{}}
 	defer func() { err = errors.Join(err, s.clear()) }()
 
-	if err := s.open(ctx, root); err != nil {
+	if err := s.open(ctx, root, get); err != nil {
 		return err
 	}
 	for _, name := range []string{"statler", "waldorf"} {
@@ -90,15 +94,15 @@ func run(ctx context.Context, out io.Writer, stay bool) (err error) {
 }
 
 // open starts the edge and issues the token.
-func (s *stage) open(ctx context.Context, root string) error {
-	binaries, err := rig.FindBinaries(ctx, root, s.dir)
+func (s *stage) open(ctx context.Context, root string, get binaries) error {
+	programs, err := get(ctx, root, s.dir)
 	if err != nil {
 		return err
 	}
 	if s.app, err = rig.Build(ctx, root, "./deploy/demo/app", filepath.Join(s.dir, "app")); err != nil {
 		return err
 	}
-	if s.edge, err = rig.StartEdge(ctx, binaries, s.dir); err != nil {
+	if s.edge, err = rig.StartEdge(ctx, programs, s.dir); err != nil {
 		return err
 	}
 	if s.token, err = s.edge.Token(ctx, host); err != nil {

@@ -33,6 +33,11 @@ func FindBinaries(ctx context.Context, root, dir string) (Binaries, error) {
 	if runnable(found.Edge) && runnable(found.Agent) {
 		return found, nil
 	}
+	return BuildBinaries(ctx, root, dir)
+}
+
+// BuildBinaries builds both from the sources at root into dir.
+func BuildBinaries(ctx context.Context, root, dir string) (Binaries, error) {
 	edge, err := Build(ctx, root, "./edge", filepath.Join(dir, "edge"))
 	if err != nil {
 		return Binaries{}, err
