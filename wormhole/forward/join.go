@@ -1,0 +1,150 @@
+package forward
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"wormhole/shared/protocol"
+	"wormhole/shared/tunnel"
+)
+
+// join copies between one stream and one connection of the app.
+//
+// How ends pass: the app's FIN becomes CloseWrite, its reset an Abort; the edge's
+// CloseWrite becomes a FIN, its abort closes the app's connection, with a reset
+// where the bytes themselves cannot show that some are missing.
+type join struct {
+	kind   protocol.Kind
+	stream tunnel.Stream
+	app    appConn
+	pools  *pools
+	ended  func(protocol.StreamEnd)
+
+	gone atomic.Bool // the edge's side died; what the app does no longer matters
+
+	mu        sync.Mutex // held while writing to the app; guards what follows
+	delivered uint64     // bytes handed to the app's connection
+	frozen    bool       // nothing more is handed to the app
+}
+
+// run returns when both directions have ended and both connections are closed.
+func (j *join) run() {
+	done := make(chan struct{})
+	go func() { // ends when the app's side ends, or when toApp has closed it
+		defer close(done)
+		j.fromApp()
+	}()
+	j.toApp()
+	<-done
+	_ = j.app.Close()
+}
+
+// fromApp copies from the app to the edge.
+func (j *join) fromApp() {
+	buf := buffer{pools: j.pools}
+	defer buf.free()
+	for {
+		n, err := j.app.Read(buf.space())
+		if n > 0 {
+			if _, werr := j.stream.Write(buf.space()[:n]); werr != nil {
+				j.gone.Store(true)
+				j.stream.Abort() // toApp may still be waiting in Read
+				j.closeApp()
+				return
+			}
+			buf.filled(n)
+		}
+		if err != nil {
+			j.appEnded(err)
+			return
+		}
+	}
+}
+
+// appEnded reports the end of the app's side and passes it on.
+func (j *join) appEnded(err error) {
+	if j.gone.Load() {
+		return // toApp closed the connection because the edge's side ended first
+	}
+	clean := errors.Is(err, io.EOF)
+	var delivered uint64
+	if j.kind == protocol.KindHTTP || !clean {
+		// An app that ended an HTTP connection takes no further request from it. What
+		// comes from now on must not count as delivered, although the kernel would
+		// take it: the edge relies on the count to know that a request never arrived.
+		delivered = j.freeze()
+	} else {
+		j.mu.Lock()
+		delivered = j.delivered
+		j.mu.Unlock()
+	}
+	j.ended(protocol.StreamEnd{Stream: j.stream.ID(), Delivered: delivered, Clean: clean})
+	if clean {
+		_ = j.stream.CloseWrite()
+		return
+	}
+	j.stream.Abort()
+}
+
+// freeze ends the handing over of bytes to the app and returns how many there were.
+func (j *join) freeze() uint64 {
+	// Interrupts a write that hangs because the app no longer reads.
+	_ = j.app.SetWriteDeadline(time.Unix(1, 0))
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.frozen = true
+	return j.delivered
+}
+
+// toApp copies from the edge to the app. After the app has ended it goes on
+// reading, so that the edge is not held up, until the edge ends too.
+func (j *join) toApp() {
+	buf := buffer{pools: j.pools}
+	defer buf.free()
+	for {
+		n, err := j.stream.Read(buf.space())
+		if n > 0 {
+			j.deliver(buf.space()[:n])
+			buf.filled(n)
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			_ = j.app.CloseWrite()
+			return
+		default:
+			j.gone.Store(true)
+			j.closeApp()
+			return
+		}
+	}
+}
+
+// deliver hands p to the app. If the app refuses it, only the app's own end, seen
+// by fromApp, says how the connection ended: there may be an answer to read yet.
+func (j *join) deliver(p []byte) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.frozen {
+		return
+	}
+	n, err := j.app.Write(p)
+	j.delivered += uint64(n)
+	if err != nil {
+		j.frozen = true
+	}
+}
+
+// closeApp ends the app's connection after the edge's side died. HTTP proves by
+// itself that a message is cut short, and the usual case is a kept connection that
+// is no longer needed; in other kinds only a reset tells the app.
+func (j *join) closeApp() {
+	if j.kind == protocol.KindHTTP {
+		_ = j.app.Close()
+		return
+	}
+	reset(j.app)
+}
