@@ -21,7 +21,8 @@ func findCommand(cmd Command) (string, error) {
 		return "", fmt.Errorf("start app: empty command: %w", ErrNotFound)
 	}
 	candidates := []string{cmd.Path}
-	if !strings.Contains(cmd.Path, "/") {
+	isFile := strings.Contains(cmd.Path, "/")
+	if !isFile {
 		search, ok := lookupEnv(cmd.Env, "PATH")
 		if !ok {
 			search = defaultPath
@@ -34,7 +35,6 @@ func findCommand(cmd Command) (string, error) {
 			candidates = append(candidates, dir+"/"+cmd.Path)
 		}
 	}
-	named := len(candidates) == 1 && candidates[0] == cmd.Path
 	refused := ""
 	for _, path := range candidates {
 		// The kernel resolves a relative path in the app's directory, not in ours.
@@ -46,7 +46,7 @@ func findCommand(cmd Command) (string, error) {
 		switch {
 		case err == nil && !info.IsDir() && unix.Access(there, unix.X_OK) == nil:
 			return path, nil
-		case err == nil, named && os.IsPermission(err): // a closed folder of PATH may hold nothing
+		case err == nil, isFile && os.IsPermission(err): // a closed folder of PATH may hold nothing
 			if refused == "" {
 				refused = path
 			}
