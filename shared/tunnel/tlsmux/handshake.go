@@ -3,7 +3,6 @@ package tlsmux
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -45,10 +44,7 @@ func dial(ctx context.Context, tc *tls.Conn, hello *protocol.Hello, opt Options)
 	}
 	release := interruptible(ctx, tc)
 	defer release()
-	if err := protocol.WriteMessage(tc, protocol.TypeHello, hello); err != nil {
-		return nil, nil, because(ctx, fmt.Errorf("write hello: %w", err))
-	}
-	welcome, err := readAnswer(tc)
+	welcome, err := tunnel.Greet(tc, hello)
 	if err != nil {
 		return nil, nil, because(ctx, err)
 	}
@@ -67,29 +63,6 @@ func dial(ctx context.Context, tc *tls.Conn, hello *protocol.Hello, opt Options)
 	}
 	s.setControl(control.(*stream))
 	return s, welcome, nil
-}
-
-// readAnswer reads Welcome or Reject.
-func readAnswer(r io.Reader) (*protocol.Welcome, error) {
-	t, payload, err := protocol.ReadMessage(r, protocol.MaxMessage)
-	if err != nil {
-		return nil, fmt.Errorf("read answer to hello: %w", err)
-	}
-	switch t {
-	case protocol.TypeWelcome:
-		welcome := new(protocol.Welcome)
-		if err := protocol.Decode(payload, welcome); err != nil {
-			return nil, err
-		}
-		return welcome, nil
-	case protocol.TypeReject:
-		reject := new(protocol.Reject)
-		if err := protocol.Decode(payload, reject); err != nil {
-			return nil, err
-		}
-		return nil, reject
-	}
-	return nil, fmt.Errorf("answer to hello is a message of type %d", t)
 }
 
 // Accept makes a session on conn, whose TLS handshake negotiated protocol.ALPN.
@@ -117,25 +90,12 @@ func accept(ctx context.Context, conn *tls.Conn, admit tunnel.Admit, opt Options
 	release := interruptible(ctx, conn)
 	defer release()
 
-	hello, reject, err := readHello(conn)
-	var welcome *protocol.Welcome
-	if err == nil {
-		welcome, err = admit(ctx, hello, conn.RemoteAddr())
-		if err == nil && welcome == nil {
-			err = errors.New("admission gave no answer")
-		}
-		if err != nil && !errors.As(err, &reject) {
-			reject = &protocol.Reject{Code: protocol.CodeInternal, Reason: "the edge could not decide; try again"}
-		}
-	}
+	hello, welcome, answered, err := tunnel.Answer(ctx, conn, admit, conn.RemoteAddr())
 	if err != nil {
-		if reject != nil && release() {
-			sendReject(conn, reject)
+		if answered && release() {
+			waitForHangUp(conn)
 		}
 		return nil, hello, nil, because(ctx, err)
-	}
-	if err := protocol.WriteMessage(conn, protocol.TypeWelcome, welcome); err != nil {
-		return nil, hello, nil, because(ctx, fmt.Errorf("write welcome: %w", err))
 	}
 	if !release() {
 		return nil, hello, nil, ctx.Err()
@@ -154,35 +114,10 @@ func accept(ctx context.Context, conn *tls.Conn, admit tunnel.Admit, opt Options
 	return s, hello, welcome, nil
 }
 
-// readHello reads the hello. reject is what to answer if that failed, nil if
-// there is nobody to answer.
-func readHello(r io.Reader) (hello *protocol.Hello, reject *protocol.Reject, err error) {
-	// 4 bytes of MaxHello are the frame's header.
-	t, payload, err := protocol.ReadMessage(r, protocol.MaxHello-4)
-	switch {
-	case errors.Is(err, protocol.ErrTooLarge):
-		return nil, &protocol.Reject{Code: protocol.CodeBadHello, Reason: "hello is too large"}, fmt.Errorf("read hello: %w", err)
-	case err != nil:
-		return nil, nil, fmt.Errorf("read hello: %w", err)
-	case t != protocol.TypeHello:
-		reject = &protocol.Reject{Code: protocol.CodeBadHello, Reason: "first message is not a hello"}
-		return nil, reject, reject
-	}
-	hello = new(protocol.Hello)
-	if err := protocol.Decode(payload, hello); err != nil {
-		return nil, &protocol.Reject{Code: protocol.CodeBadHello, Reason: "hello is not understood"}, fmt.Errorf("read hello: %w", err)
-	}
-	return hello, nil, nil
-}
-
-// sendReject writes the answer and waits a moment for the agent to hang up:
-// closing with unread bytes would reset the connection and may take the answer
-// with it.
-func sendReject(conn *tls.Conn, reject *protocol.Reject) {
+// waitForHangUp gives a rejected agent a moment to read its answer: closing with
+// unread bytes would reset the connection and may take the answer with it.
+func waitForHangUp(conn *tls.Conn) {
 	_ = conn.SetDeadline(time.Now().Add(linger))
-	if protocol.WriteMessage(conn, protocol.TypeReject, reject) != nil {
-		return
-	}
 	_ = conn.CloseWrite()
 	if half, ok := conn.NetConn().(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite()

@@ -330,8 +330,7 @@ func (t *table) takeDrops(b []byte) []byte {
 		}
 		delete(t.streams, id)
 		flags := uint16(flagRST)
-		if t.ackLocked(st) {
-			// yamux leaks its note of an unanswered SYN on a bare RST.
+		if t.ackLocked(st) { // see wire.streamFrame
 			flags |= flagACK
 		}
 		b = header{kind: typeWindow, flags: flags, id: id}.append(b)

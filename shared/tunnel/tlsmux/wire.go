@@ -144,8 +144,12 @@ func (w *wire) streamFrame(h header, b []byte) error {
 		// Normal for a moment after an abort: it was under way.
 		return w.count(&w.tiny, maxTiny, errTiny)
 	}
-	if h.flags&flagACK != 0 && t.isLocal(h.id) {
-		t.ack(st)
+	if h.flags != 0 || h.kind == typeData {
+		if t.ack(st) && h.flags&flagACK == 0 {
+			// A peer's yamux sends no ACK if a FIN came before the stream was accepted,
+			// or if it refuses the stream; ours would keep a note of the SYN for ever.
+			setFlags(b, h.flags|flagACK)
+		}
 	}
 	switch h.kind {
 	case typeData:
@@ -176,10 +180,6 @@ func (w *wire) streamFrame(h header, b []byte) error {
 		t.fin(st)
 	}
 	if h.flags&flagRST != 0 {
-		if t.isLocal(h.id) && t.ack(st) {
-			// yamux leaks its note of an unanswered SYN on a bare RST.
-			setFlags(b, h.flags|flagACK)
-		}
 		t.reset(st)
 		w.last = nil
 		st.end(endReset)
