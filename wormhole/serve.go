@@ -352,4 +352,3 @@ func isClosed(c <-chan struct{}) bool {
 		return false
 	}
 }
-

@@ -137,7 +137,7 @@ func (f *Forwarder) Serve(ctx context.Context, stream tunnel.Stream, gate func()
 		reset(app)
 		return
 	}
-	j := &join{kind: header.Kind, stream: stream, app: app, pools: &f.pools, ended: ended}
+	j := &join{kind: header.Kind, stream: stream, app: app, pools: &f.pools, ended: ended, over: make(chan struct{})}
 	j.run()
 }
 

@@ -23,7 +23,8 @@ type join struct {
 	pools  *pools
 	ended  func(protocol.StreamEnd)
 
-	gone atomic.Bool // the edge's side died; what the app does no longer matters
+	gone atomic.Bool   // the edge's side died; what the app does no longer matters
+	over chan struct{} // closed when the edge's side has ended
 
 	mu        sync.Mutex // held while writing to the app; guards what follows
 	delivered uint64     // bytes handed to the app's connection
@@ -38,6 +39,7 @@ func (j *join) run() {
 		j.fromApp()
 	}()
 	j.toApp()
+	close(j.over)
 	<-done
 	_ = j.app.Close()
 }
@@ -46,6 +48,7 @@ func (j *join) run() {
 func (j *join) fromApp() {
 	buf := buffer{pools: j.pools}
 	defer buf.free()
+	sent := false
 	for {
 		n, err := j.app.Read(buf.space())
 		if n > 0 {
@@ -56,16 +59,22 @@ func (j *join) fromApp() {
 				return
 			}
 			buf.filled(n)
+			sent = true
 		}
 		if err != nil {
-			j.appEnded(err)
+			j.appEnded(err, sent)
 			return
 		}
 	}
 }
 
-// appEnded reports the end of the app's side and passes it on.
-func (j *join) appEnded(err error) {
+// lastWords is how long an answer has to reach the edge when the app has reset its
+// connection behind it.
+const lastWords = 250 * time.Millisecond
+
+// appEnded reports the end of the app's side and passes it on. sent says that
+// bytes of the app went before it.
+func (j *join) appEnded(err error, sent bool) {
 	if j.gone.Load() {
 		return // toApp closed the connection because the edge's side ended first
 	}
@@ -85,6 +94,17 @@ func (j *join) appEnded(err error) {
 	if clean {
 		_ = j.stream.CloseWrite()
 		return
+	}
+	if sent && j.kind == protocol.KindHTTP {
+		// A server that answers before it has read all of a request, and closes, resets
+		// the connection (RFC 9112, section 9.6). The abort would overtake its answer.
+		// An edge that has got a whole answer closes the stream by itself.
+		timer := time.NewTimer(lastWords)
+		defer timer.Stop()
+		select {
+		case <-j.over:
+		case <-timer.C:
+		}
 	}
 	j.stream.Abort()
 }
