@@ -19,6 +19,13 @@ const (
 	// maxControl bounds the queued control frames, which do not wait for room: more
 	// means that the peer provokes them and does not read.
 	maxControl = 1 << 20
+
+	// A sender writes by itself only if nothing was written for the time of quiet,
+	// at most quietBatch, and maxUnheard while the peer says nothing: far less than a
+	// socket's buffer, so that a stalled peer does not block it.
+	quiet      = 100 * time.Microsecond
+	quietBatch = 4 << 10
+	maxUnheard = 16 << 10
 )
 
 // buffers holds the outboxes' buffers while they are empty, so that an idle
@@ -34,18 +41,25 @@ type outbox struct {
 	// writing is when the current write began, in nanoseconds since the session's
 	// start, 0 if there is none.
 	writing atomic.Int64
-	now     func() int64
+	w       io.Writer
+	now     func() int64  // the session's time
+	heard   *atomic.Int64 // when the peer was last heard
 
 	mu       sync.Mutex // guards what follows, and each stream's send half
-	pending  sync.Cond  // signalled when queue is not nil or closed is set
+	pending  sync.Cond  // signalled when run has something to do
 	queue    *buffer
+	flushing bool      // a batch is being written
+	flushed  int64     // when the last batch was written
+	unheard  int       // bytes written by senders themselves since the peer was last heard
+	heardAt  int64     // when that was
+	failed   error     // a sender's own write failed
 	waiting  []*stream // streams that wait for room, in order
 	reserved int       // bytes promised to streams that were taken off waiting
 	closed   bool
 }
 
-func newOutbox(now func() int64) *outbox {
-	o := &outbox{now: now}
+func newOutbox(w io.Writer, now func() int64, heard *atomic.Int64) *outbox {
+	o := &outbox{w: w, now: now, heard: heard}
 	o.pending.L = &o.mu
 	return o
 }
@@ -96,6 +110,7 @@ func (o *outbox) send(st *stream, p []byte) (int, error) {
 				h.reserved = 0
 				h.window -= int64(n)
 				o.append(header{kind: typeData, id: st.id, length: uint32(n)}, p[:n])
+				o.flush()
 				return n, nil
 			}
 			if !h.queued {
@@ -177,7 +192,6 @@ func (o *outbox) admit() {
 func (o *outbox) append(h header, body []byte) {
 	if o.queue == nil {
 		o.queue = buffers.Get().(*buffer)
-		o.pending.Signal()
 	}
 	o.queue.b = append(h.append(o.queue.b), body...)
 }
@@ -191,6 +205,7 @@ func (o *outbox) control(h header) bool {
 		return false
 	}
 	o.append(h, nil)
+	o.pending.Signal()
 	return true
 }
 
@@ -232,30 +247,76 @@ func (o *outbox) close() {
 	o.pending.Signal()
 }
 
+// flush sees to it that what is queued is written: by run, where frames of many
+// streams gather, or at once by the caller if the connection is quiet, which saves
+// the wake-up of another goroutine. The caller holds mu, and only releases it while
+// it writes.
+func (o *outbox) flush() {
+	if o.flushing {
+		return // whoever writes now looks again afterwards
+	}
+	if !o.mayWrite() {
+		o.pending.Signal()
+		return
+	}
+	if err := o.write(); err != nil {
+		o.failed = err
+		o.closed = true
+	}
+	if o.queue != nil || o.closed {
+		o.pending.Signal()
+	}
+}
+
+// mayWrite reports whether a sender may write the queue itself: the connection
+// was quiet, and the kernel takes it without blocking, because little is
+// unanswered by the peer.
+func (o *outbox) mayWrite() bool {
+	n := len(o.queue.b)
+	if n > quietBatch || o.now()-o.flushed < int64(quiet) {
+		return false
+	}
+	if heard := o.heard.Load(); heard != o.heardAt {
+		o.heardAt, o.unheard = heard, 0
+	}
+	o.unheard += n
+	return o.unheard <= maxUnheard
+}
+
 // run writes what is queued until close, and until a write fails. A failed write
 // loses what was queued.
-func (o *outbox) run(w io.Writer) error {
+func (o *outbox) run() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	for {
-		o.mu.Lock()
-		for o.queue == nil && !o.closed {
+		for o.flushing || o.queue == nil && !o.closed {
 			o.pending.Wait()
 		}
-		batch := o.queue
-		o.queue = nil
-		o.admit()
-		o.mu.Unlock()
-		if batch == nil {
-			return nil
+		if o.failed != nil || o.queue == nil {
+			return o.failed
 		}
-		o.writing.Store(o.now())
-		_, err := w.Write(batch.b)
-		o.writing.Store(0)
-		if cap(batch.b) <= 2*outboxLimit {
-			batch.b = batch.b[:0]
-			buffers.Put(batch)
-		}
-		if err != nil {
+		if err := o.write(); err != nil {
 			return err
 		}
 	}
+}
+
+// write writes the queue. The caller holds mu, which is released meanwhile.
+func (o *outbox) write() error {
+	batch := o.queue
+	o.queue = nil
+	o.flushing = true
+	o.admit()
+	o.mu.Unlock()
+	o.writing.Store(o.now())
+	_, err := o.w.Write(batch.b)
+	o.writing.Store(0)
+	if cap(batch.b) <= 2*outboxLimit {
+		batch.b = batch.b[:0]
+		buffers.Put(batch)
+	}
+	o.mu.Lock()
+	o.flushing = false
+	o.flushed = o.now()
+	return err
 }

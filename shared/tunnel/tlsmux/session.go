@@ -60,7 +60,7 @@ func newSession(conn *tls.Conn, dialer bool, opt Options) (*session, error) {
 		start: time.Now(),
 		done:  make(chan struct{}),
 	}
-	s.out = newOutbox(s.now)
+	s.out = newOutbox(conn, s.now, &s.heard)
 	cfg := &yamux.Config{
 		AcceptBacklog:     backlog,
 		KeepAliveInterval: time.Hour, // disabled: watchPeer does it
@@ -103,7 +103,7 @@ func (g *gate) Read(p []byte) (int, error) {
 
 // run writes what is queued until the session ends, then takes everything down.
 func (s *session) run() {
-	err := s.out.run(s.conn)
+	err := s.out.run()
 	if err != nil {
 		err = fmt.Errorf("write to peer: %w", err)
 	} else {
