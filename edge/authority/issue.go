@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"wormhole/edge/cluster/store"
 	"wormhole/shared/hostname"
@@ -96,7 +97,7 @@ func (r IssueRequest) claims(now time.Time) (token.Claims, error) {
 	if !c.ExpiresAt.After(now) {
 		faults = append(faults, fmt.Errorf("the token would have expired at %s", stamp(c.ExpiresAt)))
 	}
-	if len(r.IssuedBy) > token.MaxNameLen || strings.ContainsFunc(r.IssuedBy, func(c rune) bool { return c < ' ' }) {
+	if len(r.IssuedBy) > token.MaxNameLen || strings.ContainsFunc(r.IssuedBy, unicode.IsControl) {
 		faults = append(faults, fmt.Errorf("issued-by is longer than %d bytes or holds control characters", token.MaxNameLen))
 	}
 	faults = append(faults, c.Validate())
