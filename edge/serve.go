@@ -1,0 +1,42 @@
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"wormhole/edge/config"
+	"wormhole/edge/node"
+)
+
+func newServe() *cobra.Command {
+	cfg := config.Default()
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run one edge node",
+		Long: `Run one edge node. Every flag is also a key of the --config file (some-name is
+some_name) and a variable (EDGE_SOME_NAME); a flag wins over the variable, and
+the variable over the file.
+
+SIGTERM and SIGINT drain the node: agents are told to go elsewhere, requests in
+flight finish within --drain-timeout. A second signal stops it at once.`,
+		Example: `  edge serve --hostname edge1.example.com --tls files --cert fullchain.pem --key key.pem
+  edge serve --config /etc/wormhole/edge.yaml
+  EDGE_HTTPS=:8443 EDGE_HTTP= edge serve --data-dir ./data`,
+		Args: cobra.NoArgs,
+	}
+	cfg.Register(cmd.Flags())
+	config.DeferFaults(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := cfg.Load(cmd.Flags(), os.LookupEnv); err != nil {
+			return &configError{err}
+		}
+		logger := newLogger(os.Stderr, &cfg)
+		n, err := node.New(cmd.Context(), cfg, version, logger)
+		if err != nil {
+			return &configError{err}
+		}
+		return n.Run(cmd.Context())
+	}
+	return cmd
+}
