@@ -21,8 +21,7 @@ type conn struct {
 	keep      time.Duration // how long the app lets it be idle
 	expires   int64         // when idle or retired: the time to let go
 
-	watch    watch
-	canceled atomic.Bool // the caller's context ended
+	watch watch
 }
 
 // abort ends the stream, whatever happens on it. It may be called concurrently.
@@ -32,12 +31,6 @@ func (c *conn) abort() {
 		return
 	}
 	c.cancel()
-}
-
-// abortCanceled is abort for the end of the caller's context.
-func (c *conn) abortCanceled() {
-	c.canceled.Store(true)
-	c.abort()
 }
 
 // expect gives whoever has to move next the time d.
@@ -81,8 +74,9 @@ func isTimeout(err error) bool {
 type turn uint32
 
 const (
-	appTurn turn = iota
-	clientTurn
+	appTurn     turn = iota
+	clientSends      // the request's body
+	clientTakes      // the answer
 )
 
 // watch is the deadline of an exchange. Setting it is an atomic store, and the

@@ -81,10 +81,9 @@ func (p *Pool) Do(ctx context.Context, r *Request) (*Response, error) {
 		base: c.written, kept: c.exchanges > 0,
 	}
 	c.exchanges++
-	c.canceled.Store(false)
 	c.watch.begin(r.Client)
 	c.expect(appTurn, x.times.Header)
-	x.stop = context.AfterFunc(ctx, c.abortCanceled)
+	x.stop = context.AfterFunc(ctx, c.abort)
 	x.send(text)
 	if err := x.receive(); err != nil {
 		failure := x.failure(ctx, err)
@@ -222,7 +221,7 @@ func (x *Response) Next(ctx context.Context) ([]byte, error) {
 			return nil, io.EOF
 		}
 		if b := x.take(); len(b) > 0 {
-			x.c.expect(clientTurn, x.times.Client)
+			x.c.expect(clientTakes, x.times.Client)
 			return b, nil
 		}
 		if x.done || x.err != nil {
@@ -373,9 +372,9 @@ func (x *Response) failure(ctx context.Context, err error) *Error {
 	}
 	var bad malformed
 	switch {
-	case c.canceled.Load():
+	case ctx.Err() != nil:
 		e.Cause, e.Err = Canceled, context.Cause(ctx)
-	case c.watch.expired() && turn(c.watch.turn.Load()) == clientTurn:
+	case c.watch.expired() && turn(c.watch.turn.Load()) != appTurn:
 		e.Cause = ClientStalled
 	case c.watch.expired():
 		e.Cause = Timeout

@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"net/url"
+	"sync"
 	"time"
 )
 
@@ -54,7 +55,7 @@ type unopened struct{ error }
 func (u unopened) Unwrap() error { return u.error }
 
 func (p *Pool) dialHTTP2(ctx context.Context, _, _ string) (net.Conn, error) {
-	c, err := p.open(ctx, new(Request), true)
+	c, err := p.open(ctx, &Request{Queue: true}, true)
 	if err != nil {
 		return nil, unopened{err}
 	}
@@ -66,11 +67,12 @@ type http2Conn struct {
 	Stream
 	pool *Pool
 	conn *conn
+	once sync.Once
 }
 
 // Close ends the stream.
 func (h *http2Conn) Close() error {
-	h.pool.drop(h.conn)
+	h.once.Do(func() { h.pool.drop(h.conn) })
 	return nil
 }
 
@@ -92,7 +94,6 @@ func (p *Pool) doHTTP2(ctx context.Context, r *Request) (*Response, error) {
 	x := &Response{pool: p, c: c, req: r, times: r.Timeouts.withDefaults(), kind: bodyHTTP2, http2: new(http2Answer)}
 	c.watch.begin(r.Client)
 	c.expect(appTurn, x.times.Header)
-	x.stop = context.AfterFunc(ctx, func() { c.canceled.Store(true) })
 
 	resp, err := transport.RoundTrip(x.http2.request(exchange, c, r, x.times)) //nolint:bodyclose // closeHTTP2 does
 	if err != nil {
@@ -195,7 +196,7 @@ type http2Body struct {
 // Read reads from the client.
 func (b *http2Body) Read(p []byte) (int, error) {
 	// Streams of calls are silent by nature, both ways: the longer limit counts.
-	b.c.expect(clientTurn, max(b.times.Client, b.times.Silence))
+	b.c.expect(clientSends, max(b.times.Client, b.times.Silence))
 	n, err := b.r.Stream.Read(p)
 	b.c.expect(appTurn, max(b.times.Header, b.times.Silence))
 	if errors.Is(err, io.EOF) && b.r.Trailer != nil {
@@ -232,7 +233,7 @@ func (x *Response) nextHTTP2(ctx context.Context) ([]byte, error) {
 	for {
 		n, err := a.resp.Body.Read(*a.buf)
 		if n > 0 {
-			x.c.expect(clientTurn, x.times.Client)
+			x.c.expect(clientTakes, x.times.Client)
 			return (*a.buf)[:n], nil // an error comes again
 		}
 		if errors.Is(err, io.EOF) {
@@ -269,7 +270,6 @@ func (x *Response) closeHTTP2(c *conn) {
 		<-b.gone
 	}
 	c.watch.end()
-	x.stop()
 	if x.http2.buf != nil {
 		x.pool.buffers.giveBack(x.http2.buf)
 	}
@@ -284,9 +284,9 @@ func (x *Response) failureHTTP2(ctx context.Context, err error) *Error {
 	}
 	var not unopened
 	switch {
-	case c.canceled.Load():
+	case ctx.Err() != nil:
 		e.Cause, e.Err = Canceled, context.Cause(ctx)
-	case c.watch.expired() && turn(c.watch.turn.Load()) == clientTurn:
+	case c.watch.expired() && turn(c.watch.turn.Load()) != appTurn:
 		e.Cause = ClientStalled
 	case c.watch.expired():
 		e.Cause = Timeout

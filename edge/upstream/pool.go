@@ -199,7 +199,7 @@ func (p *Pool) open(ctx context.Context, r *Request, fresh bool) (*conn, error) 
 		if err == nil {
 			return p.adopt(s)
 		}
-		if !full(err) {
+		if !r.Queue || !full(err) {
 			return nil, err
 		}
 		if giveUp == nil {
@@ -411,7 +411,7 @@ func (p *Pool) sweep() {
 
 	for _, c := range stalled {
 		c.abort()
-		c.watch.interrupt(turn(c.watch.turn.Load()) == clientTurn)
+		c.watch.interrupt(turn(c.watch.turn.Load()) == clientTakes)
 	}
 	for _, c := range old {
 		p.retire(c)

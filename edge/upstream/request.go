@@ -42,6 +42,9 @@ type Request struct {
 	H2C bool
 	// Fresh forbids a kept stream.
 	Fresh bool
+	// Queue waits for a stream when the tunnel has no more to give; without it the
+	// exchange fails at once, so that another tunnel can be asked.
+	Queue bool
 	// ID goes into the header of a stream that is opened for the request.
 	ID string
 

@@ -25,7 +25,10 @@ type upload struct {
 	client bool
 }
 
-var errBodyLength = errors.New("request body does not have the announced length")
+var (
+	errBodyLength = errors.New("request body does not have the announced length")
+	errNotWanted  = errors.New("answered without the body")
+)
 
 func startUpload(x *Response) *upload {
 	u := &upload{c: x.c, r: x.req, times: x.times, done: make(chan struct{}), quit: make(chan struct{}), wake: make(chan struct{}, 1)}
@@ -34,13 +37,15 @@ func startUpload(x *Response) *upload {
 }
 
 func (u *upload) run() {
-	defer close(u.done)
 	if u.r.Expect && !u.awaitContinue() {
-		u.err = errors.New("answered without the body")
-		return
+		u.err = errNotWanted
+	} else {
+		u.err = u.copy()
 	}
-	u.err = u.copy()
-	if u.client {
+	// done comes first, so that whoever sees the abort can ask why.
+	client := u.client
+	close(u.done)
+	if client {
 		u.c.abort()
 	}
 }
@@ -67,7 +72,7 @@ func (u *upload) copy() error {
 	data := (*buf)[before : len(*buf)-after]
 	var total int64
 	for {
-		u.expect(clientTurn, u.times.Client)
+		u.expect(clientSends, u.times.Client)
 		n, err := r.Stream.Read(data)
 		if n > 0 {
 			total += int64(n)

@@ -39,6 +39,12 @@ func get(target string) *upstream.Request {
 	return &upstream.Request{Method: "GET", Target: target, Host: "app.test"}
 }
 
+func queued() *upstream.Request {
+	r := get("/")
+	r.Queue = true
+	return r
+}
+
 // exchange sends r and returns the status and the whole body.
 func exchange(t testing.TB, p *upstream.Pool, r *upstream.Request) (int, string, error) {
 	t.Helper()
@@ -480,7 +486,7 @@ func TestC5BurstBeyondTheStreamsQueues(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 1000 {
 		wg.Go(func() {
-			if status, body, err := exchange(t, p, get("/")); err != nil || status != 200 || body != "hello" {
+			if status, body, err := exchange(t, p, queued()); err != nil || status != 200 || body != "hello" {
 				t.Errorf("got %d %q %v, want 200 hello", status, body, err)
 			}
 		})
