@@ -1,0 +1,86 @@
+package ingress
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Shutdown ends the service of visitors gently: it accepts nobody any more, tells
+// those who are connected to go elsewhere, lets requests and upgraded connections
+// in flight finish until ctx ends, and closes what is left then. Its error is that
+// of ctx if something was left.
+//
+// Agents' connections stay: closing tunnels belongs to whoever handles them, or to
+// Close. Serve goes on until its context ends.
+func (in *Ingress) Shutdown(ctx context.Context) error {
+	in.drains.Store(true)
+	if in.https == nil || !in.started.Load() {
+		return in.Close()
+	}
+	var (
+		wg   sync.WaitGroup
+		errs [3]error
+	)
+	wg.Go(func() { errs[0] = in.shutdownTCP(ctx, in.tcp, in.visitor) })
+	if in.plain != nil {
+		wg.Go(func() { errs[1] = in.shutdownTCP(ctx, in.plain, in.clear) })
+	}
+	if in.quic != nil {
+		wg.Go(func() { errs[2] = in.quic.shutdown(ctx) })
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// server is the part of http.Server that ends it.
+type server interface {
+	Shutdown(context.Context) error
+	Close() error
+}
+
+func (in *Ingress) shutdownTCP(ctx context.Context, d *door, s server) error {
+	d.stopAccepting()
+	err := func() error {
+		select {
+		case <-d.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		// Whoever was accepted is served, but need not be waited for if it has nothing
+		// to say.
+		d.hurry()
+		if err := d.await(ctx, func() bool { return d.waiting.Len() == 0 }); err != nil {
+			return err
+		}
+		if err := s.Shutdown(ctx); err != nil {
+			return err
+		}
+		// Upgraded connections are no longer the server's.
+		return d.await(ctx, func() bool { return d.visitors == 0 })
+	}()
+	if err != nil {
+		_ = s.Close()
+		d.closeConns(false)
+	}
+	return err
+}
+
+// closeTCP ends the TCP side at once.
+func (in *Ingress) closeTCP() {
+	_ = in.https.Close()
+	_ = in.visitor.Close()
+	_ = in.handed.Close()
+	in.tcp.closeConns(true)
+	if in.http != nil {
+		_ = in.http.Close()
+		_ = in.clear.Close()
+		_ = in.opened.Close()
+		in.plain.closeConns(true)
+	}
+}
