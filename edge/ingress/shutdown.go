@@ -3,7 +3,6 @@ package ingress
 import (
 	"context"
 	"sync"
-	"time"
 )
 
 // Shutdown ends the service of visitors gently: it accepts nobody any more, tells
