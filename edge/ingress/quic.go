@@ -210,7 +210,7 @@ func (d *quicDoor) goAway(ctx context.Context, c *h3Conn) bool {
 				idle = 0
 			}
 		case <-c.conn.Context().Done():
-			return true
+			return ctx.Err() == nil // else it was closed because of ctx
 		case <-ctx.Done():
 			return c.active.Load() == 0
 		}
