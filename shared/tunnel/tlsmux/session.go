@@ -203,6 +203,7 @@ func (s *session) Open(ctx context.Context) (tunnel.Stream, error) {
 	ys, err := s.mux.OpenStream()
 	if err != nil {
 		s.table.unreserve(nil)
+		s.fail(fmt.Errorf("open stream: %w", err)) // also when 2^31 ids are used up
 		return nil, s.because(tunnel.ErrSessionClosed)
 	}
 	st := s.table.attach(ys)

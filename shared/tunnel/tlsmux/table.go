@@ -168,28 +168,35 @@ func (t *table) ackLocked(st *stream) bool {
 	return true
 }
 
-// receive accounts for n bytes of data that are on their way to yamux. victim is
-// the stream to abort because the session holds too much, if any.
-func (t *table) receive(st *stream, n uint32) (victim *stream, err error) {
+// arrival is what a data frame brought besides its data.
+type arrival struct {
+	acked  bool    // it is the first sign that the peer took our stream
+	first  bool    // nothing came on this stream before
+	victim *stream // to be aborted, because the session holds too much
+}
+
+// receive accounts for n bytes of data that are on their way to yamux.
+func (t *table) receive(st *stream, n uint32) (arrival, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := &st.recv
-	if r.fin {
-		return nil, errAfterEnd
+	if r.fin && n > 0 {
+		return arrival{}, errAfterEnd
 	}
+	news := arrival{acked: t.ackLocked(st), first: n > 0 && r.received == 0}
 	r.received += uint64(n)
 	if r.received > r.granted {
-		return nil, errWindow
+		return arrival{}, errWindow
 	}
 	if st.life.released {
-		return nil, nil // yamux is about to forget it
+		return news, nil // yamux is about to forget it
 	}
 	r.peak = max(r.peak, r.unread())
 	t.unread += int(n)
 	if t.unread > t.opt.MemoryCeiling {
-		return t.largest(), nil
+		news.victim = t.largest()
 	}
-	return nil, nil
+	return news, nil
 }
 
 // largest returns the open stream that holds most unread bytes, among equals the
@@ -239,11 +246,13 @@ func (t *table) consume(st *stream, n int, now int64) (grant uint32) {
 	return grant
 }
 
-// fin notes the peer's END.
-func (t *table) fin(st *stream) {
+// fin notes the peer's END. It reports whether it is the first.
+func (t *table) fin(st *stream) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	first := !st.recv.fin
 	st.recv.fin = true
+	return first
 }
 
 // ended reports whether the peer's END follows what was read, and if so counts

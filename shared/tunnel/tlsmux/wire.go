@@ -12,6 +12,7 @@ var (
 	errFrame    = errors.New("peer sent a malformed frame")
 	errBacklog  = errors.New("peer does not read what it provoked")
 	errYamux    = errors.New("multiplexer gave the session up")
+	errGoAway   = errors.New("peer said go away")
 	errStreamID = errors.New("peer opened a stream with an id of this side")
 )
 
@@ -19,8 +20,9 @@ const (
 	// maxPings is how many pings a peer may send in a second.
 	maxPings = 10
 	// maxTiny is how many frames in a second may carry next to nothing: fewer than
-	// tinyBody bytes, or a window update below tinyGrant, or for no known stream.
-	maxTiny   = 100_000
+	// tinyBody bytes (but for a stream's first, which may be an answer), or a window
+	// update below tinyGrant, or for no known stream.
+	maxTiny   = 50_000
 	tinyBody  = 8
 	tinyGrant = 1 << 10
 )
@@ -105,7 +107,7 @@ func (w *wire) frame(b []byte) error {
 	case typePing:
 		return w.ping(h, b)
 	case typeGoAway:
-		return errors.New("peer said go away")
+		return errGoAway
 	}
 	return errFrame
 }
@@ -144,26 +146,20 @@ func (w *wire) streamFrame(h header, b []byte) error {
 		// Normal for a moment after an abort: it was under way.
 		return w.count(&w.tiny, maxTiny, errTiny)
 	}
-	if h.flags != 0 || h.kind == typeData {
-		if t.ack(st) && h.flags&flagACK == 0 {
-			// A peer's yamux sends no ACK if a FIN came before the stream was accepted,
-			// or if it refuses the stream; ours would keep a note of the SYN for ever.
-			setFlags(b, h.flags|flagACK)
-		}
-	}
+	var news arrival
 	switch h.kind {
 	case typeData:
-		if h.length < tinyBody && h.flags == 0 {
+		var err error
+		if news, err = t.receive(st, h.length); err != nil {
+			return err
+		}
+		if news.victim != nil {
+			news.victim.Abort()
+		}
+		if h.length < tinyBody && h.flags == 0 && !news.first {
 			if err := w.count(&w.tiny, maxTiny, errTiny); err != nil {
 				return err
 			}
-		}
-		victim, err := t.receive(st, h.length)
-		if err != nil {
-			return err
-		}
-		if victim != nil {
-			victim.Abort()
 		}
 		w.last = st
 	case typeWindow:
@@ -175,9 +171,15 @@ func (w *wire) streamFrame(h header, b []byte) error {
 		if h.length > 0 && !w.s.out.credit(st, h.length) {
 			return errWindow
 		}
+		news.acked = h.flags != 0 && t.ack(st)
 	}
-	if h.flags&flagFIN != 0 {
-		t.fin(st)
+	if news.acked && h.flags&flagACK == 0 {
+		// A peer's yamux sends no ACK if a FIN came before the stream was accepted,
+		// or if it refuses the stream; ours would keep a note of the SYN for ever.
+		setFlags(b, h.flags|flagACK)
+	}
+	if h.flags&flagFIN != 0 && !t.fin(st) {
+		return errAfterEnd
 	}
 	if h.flags&flagRST != 0 {
 		t.reset(st)
@@ -214,6 +216,7 @@ func (w *wire) Write(p []byte) (int, error) {
 		}
 	}
 	if !w.s.out.control(h) {
+		w.s.fail(errBacklog)
 		return 0, net.ErrClosed
 	}
 	return len(p), nil
