@@ -129,7 +129,7 @@ func (b *Backend) Release() {
 	}
 }
 
-// WaitIdle waits until a draining backend has no request in flight. It returns
+// WaitIdle drains the backend and waits until it has no request in flight. It returns
 // ctx's error if that ends first.
 func (b *Backend) WaitIdle(ctx context.Context) error {
 	b.Drain()

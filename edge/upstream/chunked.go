@@ -60,11 +60,11 @@ func (c *chunks) step(rd *reader) error {
 				c.seen = next
 				return errMore
 			}
-			if end > 2 || b[0] != '\r' {
+			if bareLF(b[:end]) {
+				return errChunk
+			}
+			if end > 2 {
 				var err error
-				if b[0] == '\n' {
-					return errChunk
-				}
 				if c.trailers, err = parseTrailer(string(b[:end])); err != nil {
 					return err
 				}
@@ -77,7 +77,7 @@ func (c *chunks) step(rd *reader) error {
 	}
 }
 
-// take hands out up to n bytes of data; step came to data before.
+// took notes that n bytes of data were handed out; step came to data before.
 func (c *chunks) took(n int) { c.left -= int64(n) }
 
 // parseChunkLine parses the size line at the front of b and returns its length.
@@ -123,6 +123,16 @@ func parseChunkLine(b []byte) (size int64, n int, err error) {
 		return 0, 0, errChunk
 	}
 	return size, i + 2, nil
+}
+
+// bareLF reports whether a line in b ends with LF alone.
+func bareLF(b []byte) bool {
+	for i, c := range b {
+		if c == '\n' && (i == 0 || b[i-1] != '\r') {
+			return true
+		}
+	}
+	return false
 }
 
 func hexDigit(c byte) (byte, bool) {

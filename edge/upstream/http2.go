@@ -111,7 +111,9 @@ func (p *Pool) doHTTP2(ctx context.Context, r *Request) (*Response, error) {
 	for name := range resp.Trailer {
 		x.Fields = append(x.Fields, Field{Name: "Trailer", Value: name})
 	}
-	x.done = resp.ContentLength == 0 && len(resp.Trailer) == 0 && resp.Body == http.NoBody
+	// Zero without a field that says so: the head ended the stream. gRPC's clients want
+	// such a head (trailers only) to end theirs as well.
+	x.done = resp.ContentLength == 0 && resp.Header["Content-Length"] == nil
 	return x, nil
 }
 
