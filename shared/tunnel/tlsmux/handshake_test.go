@@ -23,10 +23,11 @@ func acceptOne(t *testing.T, admit tunnel.Admit) (client net.Conn, clientTLS *tl
 	done := make(chan error, 1)
 	go func() {
 		s, _, _, err := Accept(context.Background(), tls.Server(server, serverTLS), admit, Options{})
+		done <- err
 		if err == nil {
+			<-s.Done() // the agent closes
 			s.Close()
 		}
-		done <- err
 	}()
 	return client, clientTLS, done
 }
