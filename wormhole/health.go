@@ -42,7 +42,7 @@ func answerHealth(ctx context.Context, l net.Listener, health func() string) {
 func probe(w io.Writer) int {
 	asked, status := 0, 0
 	for _, who := range agentsHere() {
-		answer, err := ask(who)
+		answer, err := askAgent(who)
 		if errors.Is(err, errNoAgent) {
 			continue
 		}
@@ -72,7 +72,7 @@ type candidate struct {
 	pid  int    // who must answer; 0 if anybody may
 }
 
-func ask(who candidate) (string, error) {
+func askAgent(who candidate) (string, error) {
 	conn, err := net.DialTimeout("unix", who.addr, healthTimeout)
 	if err != nil {
 		return "", errNoAgent
