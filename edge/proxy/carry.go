@@ -105,8 +105,8 @@ func (v *visit) prepareRetry(b *balance.Backend, err *upstream.Error) bool {
 }
 
 // pick chooses a backend that was not tried yet. If there is none, the request is
-// parked: for a time that counts from its arrival, and beside a limited number of
-// others of its site. The fault says why there is no backend.
+// parked: for a limited time in all, and beside a limited number of others of its
+// site. The fault says why there is no backend.
 func (v *visit) pick(ctx context.Context) (*balance.Backend, *fault) {
 	if b := v.pool.Pick(v.tried...); b != nil {
 		return b, nil
@@ -116,7 +116,7 @@ func (v *visit) pick(ctx context.Context) (*balance.Backend, *fault) {
 		v.queue, v.tried = true, v.memory[:0]
 		return v.pick(ctx)
 	}
-	left := v.rules.ParkingWait - time.Since(v.rec.Start)
+	left := v.rules.ParkingWait - v.rec.Parked
 	if !busy && left > 0 && v.pool.Parked.Take(v.rules.ParkingMax) {
 		since := time.Now()
 		b := v.park(ctx, left)

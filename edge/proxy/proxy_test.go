@@ -403,3 +403,50 @@ func TestClientGoneIsSeenByTheApp(t *testing.T) {
 		}
 	}
 }
+
+func TestD20AnswersAreWhatTheAppSent(t *testing.T) {
+	e := newEdge(t, nil)
+	for path, raw := range map[string]string{
+		"/204":    "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nX-A: 1\r\n\r\n",
+		"/304":    "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\nX-A: 1\r\n\r\n",
+		"/206":    "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-1/9\r\nContent-Length: 2\r\nX-A: 1\r\n\r\nab",
+		"/gzip":   "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\nX-A: 1\r\n\r\nxyz",
+		"/empty":  "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-A: 1\r\n\r\n",
+		"/head":   "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\nX-A: 1\r\n\r\n",
+		"/status": "HTTP/1.1 599 Odd\r\nContent-Length: 1\r\nX-A: 1\r\n\r\n!",
+	} {
+		method := "GET"
+		if path == "/head" {
+			method = "HEAD"
+		}
+		s := newEdge(t, nil)
+		s.add("a", upstreamtest.New(t, func(c net.Conn) {
+			r := bufio.NewReader(c)
+			for {
+				if _, err := http.ReadRequest(r); err != nil {
+					return
+				}
+				_, _ = io.WriteString(c, raw)
+			}
+		}))
+		want, err := http.ReadResponse(bufio.NewReader(strings.NewReader(raw)), &http.Request{Method: method})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantBody, _ := io.ReadAll(want.Body)
+		for name, c := range map[string]*http.Client{"h1": s.h1(), "h2": s.client} {
+			for range 3 {
+				r := s.request(method, path, nil)
+				r.Header.Set("Accept-Encoding", "gzip") // the client must not decode by itself
+				status, body, h := e.do(c, r)
+				h.Del("Date") // the server adds one where the app has none
+				if path == "/204" {
+					want.Header.Del("Content-Length")
+				}
+				if status != want.StatusCode || body != string(wantBody) || fmt.Sprint(h) != fmt.Sprint(want.Header) {
+					t.Errorf("%s %s: got %d %q %v, want %d %q %v", name, path, status, body, h, want.StatusCode, wantBody, want.Header)
+				}
+			}
+		}
+	}
+}

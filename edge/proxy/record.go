@@ -30,7 +30,8 @@ type Record struct {
 	// request waited for one.
 	Attempts int
 	Parked   time.Duration
-	// Code is that of the edge's own answer, empty when the app answered.
+	// Code is that of the edge's own answer, "truncated" if the app's could not be
+	// brought to its end, empty when the app answered.
 	Code string
 	// Err is why the request failed, nil if it did not; for operators only.
 	Err error

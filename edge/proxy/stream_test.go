@@ -167,10 +167,7 @@ type zeros struct{}
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
 func TestD16FullDuplexEcho(t *testing.T) {
-	size := int64(100 << 20)
-	if testing.Short() {
-		size = 10 << 20
-	}
+	const size = 32 << 20
 	e := newEdge(t, nil)
 	e.app("a", func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).EnableFullDuplex()

@@ -42,6 +42,10 @@ func (v *visit) upgrade(ctx context.Context, resp *upstream.Response) {
 		v.cut(err)
 	}
 	defer conn.Close()
+	ctx, abort := context.WithCancel(ctx)
+	defer abort()
+	v.p.joined.add(v, abort)
+	defer v.p.joined.remove(v)
 	stream, first := resp.Hijack()
 	head := appendSwitch(make([]byte, 0, 512), resp)
 	head = append(head, first...)
@@ -54,11 +58,6 @@ func (v *visit) upgrade(ctx context.Context, resp *upstream.Response) {
 		return
 	}
 	_ = conn.SetWriteDeadline(time.Time{})
-
-	ctx, abort := context.WithCancel(ctx)
-	defer abort()
-	v.p.joined.add(v, abort)
-	defer v.p.joined.remove(v)
 
 	client := pipe.Conn(conn)
 	if n := buffered.Reader.Buffered(); n > 0 {

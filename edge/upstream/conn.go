@@ -19,6 +19,7 @@ type conn struct {
 	exchanges int
 	written   uint64        // bytes after the stream header, in all exchanges
 	keep      time.Duration // how long the app lets it be idle
+	since     int64         // when idle: since when
 	expires   int64         // when idle or retired: the time to let go
 
 	watch watch
@@ -51,8 +52,13 @@ func (c *conn) quiet() bool {
 	if p, ok := c.stream.(Prober); ok {
 		return p.Quiet()
 	}
+	if c.pool.now()-c.since < int64(trustTime) {
+		return true
+	}
+	// A deadline in the past would not do: most connections then do not look at what
+	// has arrived.
 	var b [1]byte
-	if c.stream.SetReadDeadline(time.Unix(1, 0)) != nil {
+	if c.stream.SetReadDeadline(time.Now().Add(probeTime)) != nil {
 		return false
 	}
 	n, err := c.stream.Read(b[:])
@@ -61,6 +67,12 @@ func (c *conn) quiet() bool {
 	}
 	return c.stream.SetReadDeadline(time.Time{}) == nil
 }
+
+// How streams that are no Prober are probed.
+const (
+	trustTime = 20 * time.Millisecond  // idle for less: not probed
+	probeTime = 500 * time.Microsecond // how long the probe waits
+)
 
 func isTimeout(err error) bool {
 	if err == nil {

@@ -276,6 +276,17 @@ func (x *Response) closeHTTP2(c *conn) {
 		x.pool.buffers.giveBack(x.http2.buf)
 	}
 	x.pool.drop(c)
+	x.pool.settleHTTP2()
+}
+
+// settleHTTP2 closes connections without an exchange when the tunnel drains.
+func (p *Pool) settleHTTP2() {
+	p.mu.Lock()
+	transport, draining := p.http2, p.draining
+	p.mu.Unlock()
+	if draining {
+		transport.CloseIdleConnections()
+	}
 }
 
 func (x *Response) failureHTTP2(ctx context.Context, err error) *Error {

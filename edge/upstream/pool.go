@@ -308,7 +308,8 @@ func (p *Pool) put(c *conn) {
 		keep = min(time.Duration(n-1)*time.Second, maxKeepAlive)
 	}
 	c.head.fields = trimmed(c.head.fields)
-	c.expires = p.now() + int64(keep)
+	c.since = p.now()
+	c.expires = c.since + int64(keep)
 
 	p.mu.Lock()
 	switch {
@@ -418,6 +419,7 @@ func (p *Pool) sweep() {
 	}
 	leaving := retired[:0]
 	for _, c := range retired {
+		c.since = 0
 		if c.expires > now && c.quiet() {
 			leaving = append(leaving, c)
 		} else {

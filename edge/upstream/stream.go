@@ -28,8 +28,9 @@ type Opener interface {
 }
 
 // Prober is an optional side of a Stream. Quiet reports, without waiting, that
-// nothing has arrived which Read has not returned yet: no byte, no END, no abort.
-// Streams without it are probed by a Read with a deadline in the past.
+// nothing has arrived which Read has not returned yet: no byte, no END, no abort. It
+// is called before every reuse. Streams without it are probed by a Read with a short
+// deadline once they have been idle for a while, which costs more and sees less.
 type Prober interface {
 	Quiet() bool
 }

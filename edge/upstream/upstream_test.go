@@ -362,21 +362,48 @@ func (b blind) OpenStream(ctx context.Context, h protocol.StreamHeader) (upstrea
 type sightless struct{ upstream.Stream }
 
 func TestStreamClosedByTheAppIsNotUsedAgain(t *testing.T) {
-	o := upstreamtest.New(t, func(c net.Conn) {
-		_, _ = http.ReadRequest(bufio.NewReader(c))
-		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
-	})
-	p := newPool(t, o, upstream.Config{Tick: time.Hour})
-	for range 5 {
-		mustGet(t, p, "/", "hello")
-		for o.Open() > 0 { // the FIN is on its way
-			if _, idle := p.Stats(); idle == 0 {
-				break
+	for _, seeing := range []bool{true, false} {
+		t.Run(fmt.Sprintf("Prober=%v", seeing), func(t *testing.T) {
+			answered, closed := make(chan struct{}), make(chan struct{})
+			o := upstreamtest.New(t, func(c net.Conn) {
+				_, _ = http.ReadRequest(bufio.NewReader(c))
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+				<-answered
+				_ = c.Close()
+				closed <- struct{}{}
+			})
+			var opener upstream.Opener = o
+			if !seeing {
+				opener = blind{o}
 			}
-			time.Sleep(time.Millisecond)
-			break
-		}
+			p := newPool(t, opener, upstream.Config{Tick: time.Hour})
+			for range 5 {
+				mustGet(t, p, "/", "hello")
+				answered <- struct{}{}
+				<-closed
+				time.Sleep(25 * time.Millisecond) // beyond what is trusted without a look
+			}
+		})
 	}
+}
+
+func TestDrainClosesHTTP2WhenItsExchangesEnd(t *testing.T) {
+	release := make(chan struct{})
+	o := upstreamtest.NewHTTP(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	p := newPool(t, o, upstream.Config{})
+	r := get("/")
+	r.H2C = true
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if status, _, err := exchange(t, p, r); err != nil || status != 200 {
+			t.Errorf("got %d %v, want 200", status, err)
+		}
+	})
+	waitFor(t, func() bool { return o.Open() == 1 })
+	p.CloseIdle()
+	close(release)
+	wg.Wait()
+	waitFor(t, func() bool { return o.Open() == 0 })
 }
 
 func TestIdleStreamsAreClosedInTimeWithoutReset(t *testing.T) {
