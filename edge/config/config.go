@@ -41,7 +41,7 @@ type Config struct {
 	HTTP  string // address of the plain door that redirects; "" switches it off
 	HTTPS string // address of the public door, TCP and UDP
 	Admin string // address of the operator's API
-	HTTP3 bool   // whether visitors may use HTTP/3 on the UDP side of HTTPS
+	QUIC  bool   // whether the UDP side of HTTPS is open, for HTTP/3 and agents
 
 	TLS   TLSMode
 	Certs []string // PEM files, with TLSFiles
@@ -85,7 +85,7 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.HTTP, "http", c.HTTP, "`address` of the plain HTTP door that redirects to HTTPS; empty switches it off")
 	fs.StringVar(&c.HTTPS, "https", c.HTTPS, "`address` of the public door, TCP and UDP: visitors and agents")
 	fs.StringVar(&c.Admin, "admin", c.Admin, "`address` of health, metrics and the operator's API")
-	fs.BoolVar(&c.HTTP3, "http3", c.HTTP3, "offer HTTP/3 to visitors")
+	fs.BoolVar(&c.QUIC, "quic", c.QUIC, "open the UDP side of --https, for HTTP/3 and for agents over QUIC")
 	fs.StringVar((*string)(&c.TLS), "tls", string(c.TLS), "where certificates come from: internal or files")
 	fs.StringSliceVar(&c.Certs, "cert", c.Certs, "PEM `file` of a certificate chain, with --tls files; may be repeated")
 	fs.StringSliceVar(&c.Keys, "key", c.Keys, "PEM `file` of the private key for each --cert")
@@ -107,7 +107,7 @@ func Default() Config {
 		HTTP:         ":80",
 		HTTPS:        ":443",
 		Admin:        "127.0.0.1:7080",
-		HTTP3:        true,
+		QUIC:         true,
 		TLS:          TLSInternal,
 		DrainDelay:   3 * time.Second,
 		DrainTimeout: 30 * time.Second,

@@ -1,24 +1,77 @@
 package node
 
 import (
+	"fmt"
+	"net"
 	"net/http"
+	"os"
+	"strconv"
 
 	"wormhole/edge/ingress"
+	"wormhole/edge/middleware"
 	"wormhole/edge/proxy"
 )
 
+// Clients that the rate limits of all sites remember at once.
+const limitedClients = 100_000
+
 // visitors builds what a visitor's request goes through, outermost first.
 func (n *Node) visitors() (http.Handler, error) {
-	p, err := proxy.New(proxy.Config{}, n.sites, n.metrics, n.logger)
+	log, err := n.openAccessLog()
 	if err != nil {
 		return nil, err
 	}
-	n.proxy = p
-	return p, nil
+	if n.proxy, err = proxy.New(proxy.Config{RequestID: middleware.RequestIDOf, AccessLog: log}, n.sites, n.metrics, n.logger); err != nil {
+		return nil, err
+	}
+	rules := middleware.Rules(n.sites, middleware.NewLimiter(limitedClients), n.refuse)
+	return n.surround(rules(n.proxy)), nil
 }
 
-// plain is what answers on the door without TLS.
-func (n *Node) plain(http.Handler) http.Handler { return http.NotFoundHandler() }
+// plain is what answers on the door without TLS: a redirect for sites that say so.
+func (n *Node) plain(visitors http.Handler) http.Handler {
+	return n.surround(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// The real port is known only after Listen.
+		middleware.Redirect(n.sites, n.httpsPort(), n.refuse)(visitors).ServeHTTP(w, r)
+	}))
+}
+
+func (n *Node) surround(h http.Handler) http.Handler {
+	return middleware.Recover(n.logger)(middleware.RequestID(h))
+}
+
+func (n *Node) refuse(w http.ResponseWriter, r *http.Request, why middleware.Refusal) {
+	n.proxy.Refuse(w, r, why.Status, why.Code, why.Text, why.RetryAfter)
+}
+
+// openAccessLog returns where the line of each request goes, nil for nowhere.
+func (n *Node) openAccessLog() (func(*proxy.Record), error) {
+	switch n.cfg.AccessLog {
+	case "off":
+		return nil, nil
+	case "-":
+		return middleware.LogTo(n.logger), nil
+	}
+	file, err := os.OpenFile(n.cfg.AccessLog, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("access_log: %w", err)
+	}
+	n.logFile = file
+	n.log, err = middleware.NewAccessLog(middleware.AccessLogConfig{}, file, n.logger)
+	if err != nil {
+		return nil, err
+	}
+	return n.log.Log, nil
+}
+
+func (n *Node) httpsPort() int {
+	_, text, err := net.SplitHostPort(n.ingress.Addrs().HTTPS.String())
+	if err != nil {
+		return 443
+	}
+	port, _ := strconv.Atoi(text)
+	return port
+}
 
 func (n *Node) ingressConfig() ingress.Config {
 	return ingress.Config{

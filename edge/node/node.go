@@ -29,6 +29,7 @@ import (
 	"wormhole/edge/config"
 	"wormhole/edge/dashboard"
 	"wormhole/edge/ingress"
+	"wormhole/edge/middleware"
 	"wormhole/edge/proxy"
 	"wormhole/edge/site"
 	"wormhole/shared/protocol"
@@ -50,6 +51,8 @@ type Node struct {
 	keeper    *site.Keeper
 	door      *agents.Door
 	proxy     *proxy.Proxy
+	log       *middleware.AccessLog // nil unless the access log is a file
+	logFile   *os.File              // of log
 	ingress   *ingress.Ingress
 	metrics   *metrics
 
@@ -164,6 +167,9 @@ func (n *Node) Run(ctx context.Context) error {
 	if n.files != nil {
 		run("certificates", n.files.Run)
 	}
+	if n.log != nil {
+		run("access log", n.log.Run)
+	}
 	run("ingress", n.ingress.Serve)
 	run("admin", func(context.Context) error {
 		if err := n.adminServer.Serve(n.adminListener); !errors.Is(err, http.ErrServerClosed) {
@@ -226,12 +232,15 @@ func (n *Node) closeAll() {
 	if n.adminListener != nil {
 		_ = n.adminListener.Close()
 	}
+	if n.logFile != nil {
+		_ = n.logFile.Close()
+	}
 	if n.store != nil {
 		_ = n.store.Close()
 	}
 }
 
-// Ready is closed when every door is open.
+// Opened is closed when every door is open.
 func (n *Node) Opened() <-chan struct{} { return n.ready }
 
 // Authority is the node's authority over tokens.
