@@ -278,6 +278,18 @@ func (a *Agent) holds(node string) (bool, <-chan struct{}) {
 	return a.nodes[node] != nil, a.changed
 }
 
+// reaches reports whether a tunnel is open under the configured name.
+func (a *Agent) reaches(name string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.nodes {
+		if name != "" && c.name == name {
+			return true
+		}
+	}
+	return false
+}
+
 // connected counts the tunnels that stay.
 func (a *Agent) connected() (int, <-chan struct{}) {
 	a.mu.Lock()

@@ -35,7 +35,7 @@ func (a *Agent) keepName(ctx context.Context, name string) {
 			return
 		case err != nil:
 			wait = retry.Next()
-			a.logger.Warn("cannot resolve edge", "remote", name, "err", err, "retry_in", wait)
+			a.logger.Warn("cannot resolve edge", "remote", name, "err", err, "retry_in", wait.Round(time.Millisecond).String())
 		default:
 			retry = a.newBackoff()
 			wanted := map[string]*link{}

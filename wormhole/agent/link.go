@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 
@@ -65,7 +66,7 @@ func (l *link) keep(ctx, dialCtx context.Context) {
 			}
 		} else if !isClosed(next.leaving) && l.mayDial(dialCtx) {
 			d := wait.Next()
-			next.logger.Warn("tunnel lost", "remote", l.target.addr, "err", next.reason(), "retry_in", d)
+			next.logger.Warn("tunnel lost", "remote", l.target.addr, "err", next.reason(), "retry_in", d.Round(time.Millisecond).String())
 			l.tellFailed()
 			if !a.sleep(dialCtx, d, nil) {
 				return
@@ -192,7 +193,11 @@ func (l *link) pause(ctx context.Context, err error, wait *backoff.Backoff) bool
 	} else {
 		l.failures++
 	}
-	a.logger.Warn("cannot open tunnel", "remote", l.target.addr, "err", err, "retry_in", d)
+	level := slog.LevelWarn
+	if a.reaches(l.name) {
+		level = slog.LevelDebug // another address of the name works, as with an edge that has one family only
+	}
+	a.logger.Log(ctx, level, "cannot open tunnel", "remote", l.target.addr, "err", err, "retry_in", d.Round(time.Millisecond).String())
 	l.tellFailed()
 	return a.sleep(ctx, d, nil)
 }
