@@ -197,6 +197,7 @@ func tool(ctx context.Context, name string, args ...string) (string, error) {
 func fixed(ctx context.Context, t *target, d time.Duration) (outcome, error) {
 	client := t.client(fixedConns)
 	defer client.CloseIdleConnections()
+	d = max(d, 4*time.Second) // the kernel's clock ticks are coarse beside so little work
 	total := int(d.Seconds() * fixedRate)
 	latencies := make([]time.Duration, total)
 	start := time.Now().Add(20 * time.Millisecond)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -43,7 +44,7 @@ func newVisitor(t *testing.T, ca []byte, host, port string, http2 bool) *visitor
 	}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &visitor{
-		client: &http.Client{Transport: transport, Timeout: 10 * time.Second},
+		client: &http.Client{Transport: transport, Timeout: 20 * time.Second},
 		url:    "https://" + net.JoinHostPort(host, port) + "/",
 	}
 }
@@ -75,7 +76,10 @@ func (v *visitor) ask(ctx context.Context) (answer, error) {
 	return answer{said: said, backend: response.Header.Get("X-Internal-Service")}, nil
 }
 
-// failure is one request that did not get its answer.
+// patience is what an answer may take before it is noted as late.
+const patience = time.Second
+
+// failure is one request that did not get its answer, or (without err) got it late.
 type failure struct {
 	began time.Time
 	took  time.Duration
@@ -93,6 +97,7 @@ type load struct {
 	backends map[string]time.Time // when each answered last
 	said     map[string]int
 	failures []failure
+	late     []failure
 	slowest  time.Duration
 }
 
@@ -121,6 +126,9 @@ func (l *load) count(began time.Time, a answer, err error) {
 	if err != nil {
 		l.failures = append(l.failures, failure{began, took, err})
 		return
+	}
+	if took > patience {
+		l.late = append(l.late, failure{began: began, took: took})
 	}
 	l.answers++
 	l.said[a.said]++
@@ -162,16 +170,24 @@ func (l *load) finish() {
 	l.done.Wait()
 }
 
+// failed are the requests that got no answer.
 func (l *load) failed() []failure {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]failure(nil), l.failures...)
+	return slices.Clone(l.failures)
+}
+
+// delayed are the requests that got theirs after more than patience.
+func (l *load) delayed() []failure {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.late)
 }
 
 func (l *load) summary() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	text := fmt.Sprintf("%d answered, %d failed, slowest %v", l.answers, len(l.failures), l.slowest.Round(time.Millisecond))
+	text := fmt.Sprintf("%d answered (%d late), %d failed, slowest %v", l.answers, len(l.late), len(l.failures), l.slowest.Round(time.Millisecond))
 	for i, f := range l.failures {
 		if i == 3 {
 			break
