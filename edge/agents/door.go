@@ -76,10 +76,12 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Tokens verifies what an agent may serve. Verify works offline and returns a
-// *token.Error for a token it refuses.
+// Tokens verifies what an agent may serve. Both work offline and return a
+// *token.Error for a token they refuse. Check looks again at claims that Verify
+// returned.
 type Tokens interface {
 	Verify(raw string) (*token.Claims, error)
+	Check(claims *token.Claims) error
 }
 
 // Sites is where a backend joins the pools of its hosts.
@@ -184,6 +186,7 @@ func (d *Door) serve(ctx context.Context, remote net.Addr, carrier tunnel.Carrie
 		return
 	}
 	defer d.unregister(t)
+	t.recheck()
 	t.serve(ctx)
 }
 

@@ -243,7 +243,23 @@ func (t *Tunnel) refresh(raw string) *protocol.Reject {
 	old := t.claims.Swap(claims)
 	t.door.release(old.ID)
 	t.logger.Info("agent token refreshed", "token", claims.ID)
+	t.recheck()
 	return nil
+}
+
+// recheck expels the agent if its token was revoked after it was verified and
+// before Revoke could find the tunnel under it.
+func (t *Tunnel) recheck() {
+	err := t.door.tokens.Check(t.claims.Load())
+	if err == nil {
+		return
+	}
+	code, reason := protocol.CodeInternal, "the token could not be checked"
+	var te *token.Error
+	if errors.As(err, &te) {
+		code, reason = te.Code, te.Reason
+	}
+	t.expel(code, reason)
 }
 
 // judge looks at the tunnel's silence and its token's end.
