@@ -142,9 +142,8 @@ func (s *service) supervise() int {
 
 // sidecar serves an app that somebody else starts.
 func (s *service) sidecar() int {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	defer signal.Stop(signals)
+	signals, release := s.signals()
+	defer release()
 	s.start()
 	defer s.stop()
 	slow := s.startLimit()
@@ -174,6 +173,19 @@ func (s *service) sidecar() int {
 			}
 		}
 	}
+}
+
+// signals delivers what asks a sidecar to stop. As process 1 of a PID namespace it
+// also reaps the orphans of whatever else runs there; elsewhere it has no children,
+// and every other signal keeps its default action.
+func (s *service) signals() (signals <-chan os.Signal, release func()) {
+	if os.Getpid() == 1 {
+		supervisor := process.Supervise(s.logger)
+		return supervisor.Lifecycle(), func() { _ = supervisor.Close() }
+	}
+	own := make(chan os.Signal, 2)
+	signal.Notify(own, syscall.SIGTERM, syscall.SIGINT)
+	return own, func() { signal.Stop(own) }
 }
 
 // shutDown drains, then stops the app, within the drain timeout in all. Another
