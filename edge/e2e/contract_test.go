@@ -265,15 +265,19 @@ func TestWhatIsNotServedSaysWhy(t *testing.T) {
 func TestRefusedTokensEndTheAgentWith77(t *testing.T) {
 	e := binaries.StartEdge(t)
 	other := binaries.StartEdge(t)
-	cases := map[string]struct{ token, reason string }{
-		"garbage":           {"not-a-token", "token"},
-		"another network's": {binaries.Token(t, other.Dir, "--host", host), "token"},
+	cases := map[string]struct {
+		token, reason string
+		exit          int
+	}{
+		// What is no token at all is a bad setting, not a refused token.
+		"garbage":           {"not-a-token", "not a token", 78},
+		"another network's": {binaries.Token(t, other.Dir, "--host", host), "signed by the key", 77},
 	}
 	for name, c := range cases {
 		env := e.AgentEnv(c.token, "WORMHOLE_PORT=1")
 		p := edgetest.Start(t, env, binaries.Wormhole)
-		if code := p.Exit(t, 20*time.Second); code != 77 {
-			t.Errorf("%s: exit status %d, want 77", name, code)
+		if code := p.Exit(t, 20*time.Second); code != c.exit {
+			t.Errorf("%s: exit status %d, want %d", name, code, c.exit)
 		}
 		if !strings.Contains(p.Output(), c.reason) {
 			t.Errorf("%s: the log does not say why:\n%s", name, p.Output())

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -40,8 +41,9 @@ type Process struct {
 	Cmd  *exec.Cmd
 	done chan struct{}
 
-	mu  sync.Mutex // guards log
-	log bytes.Buffer
+	mu       sync.Mutex // guards log, children
+	log      bytes.Buffer
+	children []int // processes below it that outlive its being killed
 }
 
 // Start starts a program with the environment given and nothing of the test's own
@@ -51,6 +53,8 @@ func Start(tb testing.TB, env []string, name string, args ...string) *Process {
 	p := &Process{Cmd: exec.Command(name, args...), done: make(chan struct{})}
 	p.Cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, env...)
 	p.Cmd.Stdout, p.Cmd.Stderr = p, p
+	// What a killed agent leaves behind holds its output open; do not wait for it.
+	p.Cmd.WaitDelay = 500 * time.Millisecond
 	if err := p.Cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
@@ -59,8 +63,10 @@ func Start(tb testing.TB, env []string, name string, args ...string) *Process {
 		close(p.done)
 	}()
 	tb.Cleanup(func() {
+		p.noteChildren()
 		_ = p.Cmd.Process.Kill()
 		<-p.done
+		p.killChildren()
 		if tb.Failed() {
 			tb.Logf("output of %s (pid %d):\n%s", filepath.Base(name), p.Cmd.Process.Pid, p.Output())
 		}
@@ -83,7 +89,43 @@ func (p *Process) Output() string {
 }
 
 // Signal sends a signal to the program alone.
-func (p *Process) Signal(s syscall.Signal) { _ = p.Cmd.Process.Signal(s) }
+func (p *Process) Signal(s syscall.Signal) {
+	if s == syscall.SIGKILL {
+		p.noteChildren()
+	}
+	_ = p.Cmd.Process.Signal(s)
+}
+
+// noteChildren remembers the processes below, to end them when the test ends: who
+// is killed cannot do it.
+func (p *Process) noteChildren() {
+	if p.Exited() {
+		return
+	}
+	pids := []int{p.Cmd.Process.Pid}
+	for i := 0; i < len(pids); i++ {
+		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pids[i]))
+		for _, f := range files {
+			text, _ := os.ReadFile(f)
+			for _, word := range strings.Fields(string(text)) {
+				if pid, err := strconv.Atoi(word); err == nil {
+					pids = append(pids, pid)
+				}
+			}
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.children = append(p.children, pids[1:]...)
+}
+
+func (p *Process) killChildren() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, pid := range p.children {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
 
 // Exit waits for the program's end and returns its exit status, -1 if a signal
 // ended it.
