@@ -330,7 +330,16 @@ func (t *Tunnel) OpenStream(ctx context.Context, h protocol.StreamHeader) (upstr
 		_ = s.Close()
 		return nil, err
 	}
+	if q, ok := raw.(upstream.Prober); ok {
+		return quietStream{s, q}, nil
+	}
 	return s, nil
+}
+
+// quietStream is a Stream whose carrier can tell that nothing has arrived unread.
+type quietStream struct {
+	*Stream
+	upstream.Prober
 }
 
 // Stream is a stream of a tunnel together with the agent's report of its end.

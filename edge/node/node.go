@@ -32,6 +32,7 @@ import (
 	"wormhole/edge/middleware"
 	"wormhole/edge/proxy"
 	"wormhole/edge/site"
+	"wormhole/edge/upstream"
 	"wormhole/shared/protocol"
 )
 
@@ -101,7 +102,10 @@ func New(ctx context.Context, cfg config.Config, version string, logger *slog.Lo
 	if err != nil {
 		return nil, err
 	}
-	n.door, err = agents.New(agents.Config{Node: n.id, Region: cfg.Region, Version: version}, n.authority, n.sites, logger)
+	n.door, err = agents.New(agents.Config{
+		Node: n.id, Region: cfg.Region, Version: version,
+		Upstream: upstream.Config{Buffers: new(upstream.Buffers)}, // one set for all tunnels
+	}, n.authority, n.sites, logger)
 	if err != nil {
 		return nil, err
 	}

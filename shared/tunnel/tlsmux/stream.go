@@ -96,6 +96,12 @@ func (st *stream) Read(p []byte) (int, error) {
 	return 0, tunnel.ErrAborted
 }
 
+// Quiet reports, without waiting, that the stream is whole and that nothing has
+// arrived on it which Read has not returned: no byte, no END, no abort.
+func (st *stream) Quiet() bool {
+	return st.ended() == nil && st.mux.Load() != nil && st.s.table.quiet(st)
+}
+
 // Write implements tunnel.Stream. Bytes of p may have been sent when it fails.
 func (st *stream) Write(p []byte) (int, error) {
 	st.writing.Lock()

@@ -86,6 +86,14 @@ func (t *table) add(st *stream) error {
 	return nil
 }
 
+// quiet reports whether nothing has arrived for a stream that was not read: no
+// byte, no END.
+func (t *table) quiet(st *stream) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.dead && !st.recv.fin && st.recv.unread() == 0
+}
+
 // find returns the stream with this id, nil if there is none.
 func (t *table) find(id uint32) *stream {
 	t.mu.Lock()
