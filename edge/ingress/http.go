@@ -16,7 +16,8 @@ func (in *Ingress) server(h http.Handler) *http.Server {
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true) // after TLS only; never unencrypted
 	return &http.Server{
-		Handler:           h,
+		Handler:           honestEnd(h),
+		ConnContext:       withSocket,
 		Protocols:         protocols,
 		ReadHeaderTimeout: in.cfg.HeaderTimeout,
 		IdleTimeout:       in.cfg.IdleTimeout,
