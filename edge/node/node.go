@@ -33,6 +33,7 @@ import (
 	"wormhole/edge/proxy"
 	"wormhole/edge/site"
 	"wormhole/edge/upstream"
+	"wormhole/shared/notify"
 	"wormhole/shared/protocol"
 )
 
@@ -56,6 +57,7 @@ type Node struct {
 	logFile   *os.File              // of log
 	ingress   *ingress.Ingress
 	metrics   *metrics
+	manager   notify.Manager // who started this process
 
 	adminListener net.Listener
 	adminServer   *http.Server
@@ -73,6 +75,7 @@ func New(ctx context.Context, cfg config.Config, version string, logger *slog.Lo
 	n := &Node{
 		cfg: cfg, version: version, logger: logger, started: time.Now(),
 		drain: make(chan struct{}), ready: make(chan struct{}),
+		manager: notify.To(os.Getenv(notify.Variable)),
 	}
 	defer func() {
 		if err != nil {
@@ -186,6 +189,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	n.announce()
 	close(n.ready)
+	n.tellReady()
 
 	var err error
 	select {
@@ -210,6 +214,7 @@ func (n *Node) leave(orderly bool) {
 		deadline = 0
 	}
 	n.logger.Info("edge drains", "node", n.id, "deadline", deadline)
+	n.tellStopping(deadline)
 	_ = os.Remove(filepath.Join(n.cfg.DataDir, admin.AddressFile))
 	if orderly {
 		time.Sleep(n.cfg.DrainDelay)
