@@ -372,10 +372,11 @@ func (x *Response) failure(ctx context.Context, err error) *Error {
 	}
 	var bad malformed
 	switch {
-	case ctx.Err() != nil:
-		e.Cause, e.Err = Canceled, context.Cause(ctx)
+	// Before ctx: the server ends it too when a read that we interrupted fails.
 	case c.watch.expired() && turn(c.watch.turn.Load()) != appTurn:
 		e.Cause = ClientStalled
+	case ctx.Err() != nil:
+		e.Cause, e.Err = Canceled, context.Cause(ctx)
 	case c.watch.expired():
 		e.Cause = Timeout
 	case x.upload.clientError() != nil:
