@@ -46,6 +46,7 @@ type config struct {
 	tags    map[string]string
 	release release
 
+	metrics   string // address to serve metrics on, empty for none
 	logLevel  slog.Level
 	logFormat string // "text", "json" or empty for what fits stderr
 
@@ -197,6 +198,11 @@ func settings() []setting {
 			flag: "branch", env: []string{"WORMHOLE_BRANCH"}, arg: "NAME", shown: "from the environment or the VCS",
 			usage: "the branch the release was built from",
 			set:   func(c *config, s string) error { c.release.branch = s; return checkText(s, 256) },
+		},
+		{
+			flag: "metrics", env: []string{"WORMHOLE_METRICS"}, arg: "ADDRESS", shown: "off",
+			usage: "serve Prometheus metrics at http://ADDRESS/metrics, such as 127.0.0.1:9090 or :9090",
+			set:   func(c *config, s string) error { c.metrics = s; return checkListen(s) },
 		},
 		{
 			flag: "log-level", env: []string{"WORMHOLE_LOG_LEVEL", "FLY_LOG_LEVEL"}, arg: "debug|info|warn|error", def: "info",
@@ -528,6 +534,22 @@ func readRoots(path string) (*x509.CertPool, error) {
 		return nil, errors.New("holds no certificate in PEM form")
 	}
 	return pool, nil
+}
+
+func checkListen(s string) error {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return errors.New("is not host:port or :port")
+	}
+	if host != "" && host != "localhost" {
+		if _, err := netip.ParseAddr(host); err != nil {
+			return errors.New("the host is neither an IP address nor localhost")
+		}
+	}
+	if port != "0" {
+		_, err = parsePort(port)
+	}
+	return err
 }
 
 func checkPath(s string) error {

@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"wormhole/shared/notify"
+	"wormhole/shared/token"
 	"wormhole/wormhole/agent"
 	"wormhole/wormhole/forward"
 	"wormhole/wormhole/process"
@@ -29,6 +33,10 @@ type service struct {
 	logger  *slog.Logger
 	forward *forward.Forwarder
 	agent   *agent.Agent
+	metrics net.Listener   // nil unless metrics are served
+	manager notify.Manager // who started this process; nobody if it has an app to answer for
+	expires atomic.Int64   // Unix time in seconds when the token does; 0 never
+	started time.Time
 
 	background sync.WaitGroup
 	cancel     context.CancelFunc // ends what is in the background
@@ -43,6 +51,7 @@ func serve(cfg *config, logger *slog.Logger) int {
 	s := &service{
 		cfg:        cfg,
 		logger:     logger,
+		started:    time.Now(),
 		refused:    make(chan error, 1),
 		firstReady: make(chan struct{}),
 		unready:    make(chan struct{}, 1),
@@ -78,7 +87,16 @@ func serve(cfg *config, logger *slog.Logger) int {
 		logger.Error("bad configuration", "err", err)
 		return exitConfig
 	}
+	s.noteExpiry(cfg.token)
+	if cfg.metrics != "" {
+		if s.metrics, err = net.Listen("tcp", cfg.metrics); err != nil {
+			logger.Error("cannot serve metrics", "err", err)
+			return exitConfig
+		}
+		defer func() { _ = s.metrics.Close() }()
+	}
 	if len(cfg.command) == 0 {
+		s.manager = notify.To(os.Getenv(notify.Variable))
 		return s.sidecar()
 	}
 	return s.supervise()
@@ -146,11 +164,15 @@ func (s *service) sidecar() int {
 	defer release()
 	s.start()
 	defer s.stop()
+	// Now, not when a tunnel is open: an edge that cannot be reached yet is no reason
+	// to kill the agent that waits for it.
+	s.tell(s.manager.Ready("looking for the app and the edges"))
 	slow := s.startLimit()
 	for {
 		select {
 		case sig := <-signals:
 			s.logger.Info("draining", "signal", sig.String())
+			s.tell(s.manager.Stopping(s.cfg.drainTimeout + withdrawal))
 			ctx, cancel := context.WithTimeout(context.Background(), s.cfg.drainTimeout)
 			defer cancel()
 			drained := s.drain(ctx)
@@ -233,7 +255,11 @@ func (s *service) start() context.Context {
 	})
 	s.background.Go(func() { s.forward.Watch(ctx, s.readiness) })
 	if s.cfg.tokenFile != "" {
-		s.background.Go(func() { watchToken(ctx, s.cfg.tokenFile, s.cfg.token, s.agent.SetToken, s.logger) })
+		s.background.Go(func() { watchToken(ctx, s.cfg.tokenFile, s.cfg.token, s.replaceToken, s.logger) })
+	}
+	if s.metrics != nil {
+		s.logger.Info("metrics are served", "addr", s.metrics.Addr().String())
+		s.background.Go(func() { answerMetrics(ctx, s.metrics, s.exposition) })
 	}
 	if l, err := listenHealth(); err != nil {
 		s.logger.Warn("wormhole --health will not work", "err", err)
@@ -252,6 +278,7 @@ func (s *service) stop() {
 func (s *service) readiness(err error) {
 	if err != nil {
 		s.logger.Warn("app is not ready", "err", err)
+		s.tell(s.manager.Status("the app is not ready: " + err.Error()))
 		s.agent.SetReady(false, err.Error())
 		select {
 		case s.unready <- struct{}{}:
@@ -261,8 +288,30 @@ func (s *service) readiness(err error) {
 	}
 	s.logger.Info("app is ready", "endpoint", s.forward.Endpoint().String())
 	s.agent.SetReady(true, "")
+	s.tell(s.manager.Status("the app is ready at " + s.forward.Endpoint().String()))
 	if !isClosed(s.firstReady) {
 		close(s.firstReady)
+	}
+}
+
+// replaceToken takes a new token into use.
+func (s *service) replaceToken(raw string) {
+	s.noteExpiry(raw)
+	s.agent.SetToken(raw)
+}
+
+func (s *service) noteExpiry(raw string) {
+	var at int64
+	if t, err := token.Peek(raw); err == nil && !t.ExpiresAt.IsZero() {
+		at = t.ExpiresAt.Unix()
+	}
+	s.expires.Store(at)
+}
+
+// tell notes that the service manager could not be told something.
+func (s *service) tell(err error) {
+	if err != nil {
+		s.logger.Debug("the service manager does not listen", "err", err)
 	}
 }
 

@@ -28,8 +28,9 @@ type Agent struct {
 	instance string
 	sessions tls.ClientSessionCache // shared, so that reconnecting is cheap
 
-	ready atomic.Bool // written with mu held
-	wg    sync.WaitGroup
+	ready  atomic.Bool // written with mu held
+	totals totals
+	wg     sync.WaitGroup
 
 	refusedAll chan *protocol.Reject
 
@@ -157,7 +158,7 @@ func (a *Agent) Drain(ctx context.Context) error {
 func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s := Status{Ready: a.ready.Load(), Draining: a.draining, Tunnels: []TunnelStatus{}}
+	s := Status{Ready: a.ready.Load(), Draining: a.draining, Tunnels: []TunnelStatus{}, Totals: a.totals.read()}
 	for c := range a.conns {
 		s.Tunnels = append(s.Tunnels, c.status())
 	}
@@ -213,6 +214,7 @@ func (a *Agent) admit(c, replaces *connection) (holds bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.conns[c] = struct{}{}
+	a.totals.opened.Add(1)
 	if a.token != c.hello.Token {
 		c.send(protocol.TypeToken, protocol.TokenRefresh{Token: a.token})
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"wormhole/shared/protocol"
@@ -169,9 +170,28 @@ type Status struct {
 	Draining bool `json:"draining"`
 	// Tunnels are those open now.
 	Tunnels []TunnelStatus `json:"tunnels"`
+	// Totals count since the start.
+	Totals Totals `json:"totals"`
 	// Refused is why an edge last refused the agent for good, empty while a tunnel
 	// is open.
 	Refused string `json:"refused,omitempty"`
+}
+
+// Totals are what an agent has been through. They only grow.
+type Totals struct {
+	// Opened are the tunnels that an edge accepted.
+	Opened uint64 `json:"opened"`
+	// Lost are those that ended although neither side had asked for it.
+	Lost uint64 `json:"lost"`
+	// Failed are the attempts that opened no tunnel, refusals included.
+	Failed uint64 `json:"failed"`
+}
+
+// totals count what Totals tells.
+type totals struct{ opened, lost, failed atomic.Uint64 }
+
+func (t *totals) read() Totals {
+	return Totals{Opened: t.opened.Load(), Lost: t.lost.Load(), Failed: t.failed.Load()}
 }
 
 // TunnelStatus describes one tunnel.

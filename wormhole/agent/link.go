@@ -37,6 +37,9 @@ func (l *link) keep(ctx, dialCtx context.Context) {
 	for l.mayDial(dialCtx) {
 		next, err := l.dial(dialCtx, l.carriers())
 		if err != nil {
+			if l.mayDial(dialCtx) {
+				a.totals.failed.Add(1)
+			}
 			if !l.pause(dialCtx, err, wait) {
 				return
 			}
@@ -66,6 +69,7 @@ func (l *link) keep(ctx, dialCtx context.Context) {
 			}
 		} else if !isClosed(next.leaving) && l.mayDial(dialCtx) {
 			d := wait.Next()
+			a.totals.lost.Add(1)
 			next.logger.Warn("tunnel lost", "remote", l.target.addr, "err", next.reason(), "retry_in", d.Round(time.Millisecond).String())
 			l.tellFailed()
 			if !a.sleep(dialCtx, d, nil) {
@@ -247,8 +251,10 @@ func (l *link) tellFailed() {
 	}
 }
 
-// depart leaves an edge that is going away: once another tunnel is open, or when
-// time runs out, the old one is drained.
+// depart looks after a tunnel to an edge that is going away. The edge's clients are
+// told to go elsewhere too, and until they have gone their requests need this
+// tunnel; so the agent goes on serving until the edge closes it. An edge that does
+// not keep its own deadline is left.
 func (a *Agent) depart(ctx context.Context, c *connection) {
 	if c.expelled() != nil {
 		_ = c.session.Close()
@@ -258,26 +264,15 @@ func (a *Agent) depart(ctx context.Context, c *connection) {
 	if deadline <= 0 {
 		deadline = 10 * time.Second
 	}
-	t := time.NewTimer(deadline / 2)
+	t := time.NewTimer(deadline + a.cfg.timing.dead)
 	defer t.Stop()
-	for {
-		n, changed := a.connected()
-		if n > 0 {
-			break
-		}
-		select {
-		case <-changed:
-			continue
-		case <-t.C:
-		case <-a.quit:
-		case <-c.done:
-			return
-		case <-ctx.Done():
-			return
-		}
-		break
+	select {
+	case <-c.done:
+	case <-a.quit: // Drain retires it
+	case <-ctx.Done():
+	case <-t.C:
+		c.retire(ctx, "the edge is going away")
 	}
-	c.retire(ctx, "the edge is going away")
 }
 
 func (a *Agent) newBackoff() *backoff.Backoff {

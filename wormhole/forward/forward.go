@@ -70,6 +70,7 @@ type Forwarder struct {
 	open     atomic.Int64 // streams being served
 	doubt    chan struct{}
 	pools    pools
+	totals   totals
 }
 
 // New makes a Forwarder.
@@ -105,6 +106,7 @@ func (f *Forwarder) Serve(ctx context.Context, stream tunnel.Stream, gate func()
 	defer func() { _ = stream.Close() }()
 	open := f.open.Add(1)
 	defer f.open.Add(-1)
+	f.totals.served.Add(1)
 	stop := context.AfterFunc(ctx, stream.Abort)
 	defer stop()
 
@@ -112,6 +114,7 @@ func (f *Forwarder) Serve(ctx context.Context, stream tunnel.Stream, gate func()
 	header, err := protocol.ReadStreamHeader(stream)
 	if err != nil {
 		if ctx.Err() == nil && !errors.Is(err, tunnel.ErrAborted) {
+			f.totals.refused.Add(1)
 			answer(stream, protocol.AnswerUnsupported)
 		}
 		return
@@ -119,6 +122,7 @@ func (f *Forwarder) Serve(ctx context.Context, stream tunnel.Stream, gate func()
 	_ = stream.SetReadDeadline(time.Time{})
 
 	if a := f.check(header, open, gate); a != protocol.AnswerOK {
+		f.totals.refused.Add(1)
 		answer(stream, a)
 		return
 	}
@@ -127,6 +131,8 @@ func (f *Forwarder) Serve(ctx context.Context, stream tunnel.Stream, gate func()
 	cancel()
 	if err != nil {
 		f.raiseDoubt()
+		f.totals.refused.Add(1)
+		f.totals.unreachable.Add(1)
 		answer(stream, refusal(err))
 		return
 	}
@@ -137,7 +143,7 @@ func (f *Forwarder) Serve(ctx context.Context, stream tunnel.Stream, gate func()
 		reset(app)
 		return
 	}
-	j := &join{kind: header.Kind, stream: stream, app: app, pools: &f.pools, ended: ended, over: make(chan struct{})}
+	j := &join{kind: header.Kind, stream: stream, app: app, pools: &f.pools, totals: &f.totals, ended: ended, over: make(chan struct{})}
 	j.run()
 }
 

@@ -21,6 +21,7 @@ type join struct {
 	stream tunnel.Stream
 	app    appConn
 	pools  *pools
+	totals *totals
 	ended  func(protocol.StreamEnd)
 
 	gone atomic.Bool   // the edge's side died; what the app does no longer matters
@@ -59,6 +60,7 @@ func (j *join) fromApp() {
 				return
 			}
 			buf.filled(n)
+			j.totals.fromApp.Add(uint64(n))
 			sent = true
 		}
 		if err != nil {
@@ -153,6 +155,7 @@ func (j *join) deliver(p []byte) {
 	}
 	n, err := j.app.Write(p)
 	j.delivered += uint64(n)
+	j.totals.toApp.Add(uint64(n))
 	if err != nil {
 		j.frozen = true
 	}
