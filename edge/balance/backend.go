@@ -25,6 +25,8 @@ type Info struct {
 	Carrier  string // tunnel.Carrier
 	Tags     map[string]string
 	Since    time.Time
+	// Far says that the tunnel is another edge's, and requests go through that edge.
+	Far bool
 	// AppProtocol is what the app speaks: "http1" (also when empty) or "h2c".
 	AppProtocol string
 }
@@ -106,6 +108,9 @@ func (b *Backend) SetSuspect(suspect bool) { b.setFlag(flagSuspect, suspect) }
 // Drain takes the backend out of the choice for good. Once it has returned, no
 // Pick returns the backend any more. Requests in flight go on; see WaitIdle.
 func (b *Backend) Drain() { b.setFlag(flagDraining, true) }
+
+// Far reports whether requests go through another edge.
+func (b *Backend) Far() bool { return b.info.Far }
 
 // Ready, Suspect, Draining and Ejected tell the state.
 func (b *Backend) Ready() bool    { return b.flags.Load()&flagNotReady == 0 }
@@ -246,10 +251,10 @@ func (b *Backend) take() bool {
 
 func (b *Backend) setFlag(flag uint32, on bool) {
 	if on {
-		b.flags.Or(flag)
-		return
-	}
-	if b.flags.And(^flag)&flag == 0 {
+		if b.flags.Or(flag)&flag != 0 {
+			return
+		}
+	} else if b.flags.And(^flag)&flag == 0 {
 		return
 	}
 	b.mu.Lock()
@@ -259,7 +264,10 @@ func (b *Backend) setFlag(flag uint32, on bool) {
 	}
 	b.mu.Unlock()
 	for _, p := range pools {
-		p.wake()
+		if !on {
+			p.wake()
+		}
+		p.tell()
 	}
 }
 

@@ -17,12 +17,28 @@ type Pool struct {
 	// Parked counts the requests that wait for a backend.
 	Parked Slots
 
-	random   func() uint64              // nil means the runtime's source
-	backends atomic.Pointer[[]*Backend] // immutable, replaced as a whole
+	random  func() uint64           // nil means the runtime's source
+	members atomic.Pointer[members] // immutable, replaced as a whole
+	hook    atomic.Pointer[func()]  // see OnChange
 
 	mu      sync.Mutex    // guards the fields below and the replacement of backends
 	changed chan struct{} // closed when a backend came or became better; nil while nobody waits
 }
+
+// members are the backends of a pool. Most pools have near ones only; then near
+// and all are one slice.
+type members struct {
+	all  []*Backend // in the order they came
+	near []*Backend // with a tunnel of this edge
+	far  []*Backend // through other edges
+}
+
+// noMembers is what an empty pool has; it is never changed.
+var noMembers members
+
+// spill is how many requests a near backend may have in flight before those
+// through other edges are considered too.
+const spill = 256
 
 // NewPool returns an empty pool that draws from random, which must be safe for
 // concurrent use; nil means the runtime's own source.
@@ -51,17 +67,46 @@ func (p *Pool) Add(b *Backend) (remove func()) {
 
 func (p *Pool) replace(change func([]*Backend) []*Backend) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	next := change(p.Backends())
-	p.backends.Store(&next)
+	next := &members{all: change(p.Backends())}
+	next.near = next.all
+	if slices.ContainsFunc(next.all, (*Backend).Far) {
+		next.near = nil
+		for _, b := range next.all {
+			if b.Far() {
+				next.far = append(next.far, b)
+			} else {
+				next.near = append(next.near, b)
+			}
+		}
+	}
+	p.members.Store(next)
+	p.mu.Unlock()
+	p.tell()
+}
+
+func (p *Pool) list() *members {
+	if m := p.members.Load(); m != nil {
+		return m
+	}
+	return &noMembers
 }
 
 // Backends returns the backends in the order they came. It must not be changed.
-func (p *Pool) Backends() []*Backend {
-	if list := p.backends.Load(); list != nil {
-		return *list
+func (p *Pool) Backends() []*Backend { return p.list().all }
+
+// Near returns the backends with a tunnel of this edge, in the order they came. It
+// must not be changed.
+func (p *Pool) Near() []*Backend { return p.list().near }
+
+// OnChange sets what is called after each change of the backends or of whether one
+// of them is ready, suspect or draining. f must return soon. Set it before the
+// first Add.
+func (p *Pool) OnChange(f func()) { p.hook.Store(&f) }
+
+func (p *Pool) tell() {
+	if f := p.hook.Load(); f != nil {
+		(*f)()
 	}
-	return nil
 }
 
 // Live counts the backends that are ready and not draining.
@@ -77,14 +122,28 @@ func (p *Pool) Live() int {
 
 // Pick chooses a backend for one request and counts the request in; the caller
 // calls Release on it when the answer's body has ended. Backends in tried are left
-// out. Fit backends come first; if there is none, suspect and ejected ones are
+// out. Fit near backends come first, then fit far ones, also when the near ones have
+// more than spill requests in flight; if there is none, suspect and ejected ones are
 // tried all the same. One that is not ready or drains is never picked: nil means
 // that no other is left.
 func (p *Pool) Pick(tried ...*Backend) *Backend {
-	list := p.Backends()
+	list := p.list()
 	// A backend can begin to drain between the choice and the count; then choose again.
 	for range 4 {
 		b := p.choose(list, tried)
+		if b == nil || b.take() {
+			return b
+		}
+	}
+	return nil
+}
+
+// PickNear is Pick among the near backends only.
+func (p *Pool) PickNear(tried ...*Backend) *Backend {
+	near := p.Near()
+	list := members{all: near, near: near}
+	for range 4 {
+		b := p.choose(&list, tried)
 		if b == nil || b.take() {
 			return b
 		}
@@ -105,9 +164,28 @@ func (p *Pool) PickAny(tried ...*Backend) *Backend {
 	return nil
 }
 
-// choose draws two different fit backends, and falls back to looking at all of them
-// when luck does not find one.
-func (p *Pool) choose(list, tried []*Backend) *Backend {
+// choose prefers near backends to far ones, and fit ones to all others.
+func (p *Pool) choose(list *members, tried []*Backend) *Backend {
+	b := p.fittest(list.near, tried)
+	if len(list.far) > 0 && (b == nil || b.load.Load() >= spill) {
+		if f := p.fittest(list.far, tried); f != nil {
+			if b == nil {
+				return f
+			}
+			b = lesser(b, f)
+		}
+	}
+	if b != nil {
+		return b
+	}
+	// All are unfit: try anyway, rather than fail for certain.
+	usable := func(b *Backend) bool { return b.flags.Load()&(flagNotReady|flagDraining) == 0 }
+	return lesser(p.scan(list.all, tried, usable))
+}
+
+// fittest draws two different fit backends, and falls back to looking at all of
+// them when luck does not find one. It returns nil if none is fit.
+func (p *Pool) fittest(list, tried []*Backend) *Backend {
 	const draws = 4
 	n := uint64(len(list))
 	if n > 1 {
@@ -136,14 +214,7 @@ func (p *Pool) choose(list, tried []*Backend) *Backend {
 			return first
 		}
 	}
-	fit := func(b *Backend) bool { return b.fit() }
-	if a, b := p.scan(list, tried, fit); a != nil {
-		return lesser(a, b)
-	}
-	// All are unfit: try anyway, rather than fail for certain.
-	usable := func(b *Backend) bool { return b.flags.Load()&(flagNotReady|flagDraining) == 0 }
-	a, b := p.scan(list, tried, usable)
-	return lesser(a, b)
+	return lesser(p.scan(list, tried, (*Backend).fit))
 }
 
 // scan returns two different backends of those that satisfy ok and were not tried,

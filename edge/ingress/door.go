@@ -269,14 +269,30 @@ func (in *Ingress) enterTLS(c *conn) {
 		return
 	}
 	c.established()
-	if secure.ConnectionState().NegotiatedProtocol == protocol.ALPN {
+	if serve := in.longLived(secure.ConnectionState().NegotiatedProtocol); serve != nil {
 		c.door.settle(c, true)
 		defer secure.Close()
-		in.to.Agent(in.agents, secure)
+		serve(in.agents, secure)
 		return
 	}
 	in.handed.give(secure)
 	c.door.settle(c, false) // only now, since Shutdown waits for it
+}
+
+// longLived returns who serves connections that are not visitors', nil for theirs.
+func (in *Ingress) longLived(alpn string) func(context.Context, *tls.Conn) {
+	switch alpn {
+	case "", "http/1.1", "h2":
+		return nil
+	case protocol.ALPN:
+		return in.to.Agent
+	}
+	for _, other := range in.to.Others {
+		if other.ALPN == alpn {
+			return other.Serve
+		}
+	}
+	return nil
 }
 
 // refuseTLS ends a connection whose handshake failed.

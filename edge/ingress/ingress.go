@@ -47,6 +47,19 @@ type Handlers struct {
 	AgentQUIC func(ctx context.Context, conn *quic.Conn)
 	// Plain serves HTTP without TLS.
 	Plain http.Handler
+	// Others are further protocols over TLS, such as those of edges among themselves.
+	Others []Other
+}
+
+// Other is a protocol with a TLS configuration of its own.
+type Other struct {
+	// ALPN is what clients offer.
+	ALPN string
+	// TLS is for their handshake; its NextProtos must be ALPN alone.
+	TLS *tls.Config
+	// Serve takes a connection over after the handshake. The connection is closed
+	// when it returns. ctx ends with the ingress.
+	Serve func(ctx context.Context, conn *tls.Conn)
 }
 
 // Config says where to listen, and the limits. Zero fields have the defaults.

@@ -37,6 +37,11 @@ func (in *Ingress) tlsConfigs() (visitor, agent *tls.Config) {
 		if c, ok := hello.Conn.(*conn); ok {
 			c.helloRead()
 		}
+		for _, other := range in.to.Others {
+			if slices.Contains(hello.SupportedProtos, other.ALPN) {
+				return other.TLS, nil
+			}
+		}
 		if in.to.Agent != nil && slices.Contains(hello.SupportedProtos, protocol.ALPN) {
 			return agent, nil
 		}

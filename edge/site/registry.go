@@ -17,8 +17,9 @@ type Registry struct {
 	exact    *index // by host
 	wild     *index // by the parent of a wildcard
 
-	mu        sync.Mutex // guards writing to the indexes, Site.attached and onNewHost
+	mu        sync.Mutex // guards writing to the indexes, Site.attached, onNewHost and onPool
 	onNewHost []func(pattern string)
+	onPool    func(*Site)
 }
 
 // New returns an empty registry. Sites without a Spec of their own have the rules
@@ -168,6 +169,21 @@ func (r *Registry) OnNewHost(f func(pattern string)) {
 	r.onNewHost = append(slices.Clip(r.onNewHost), f)
 }
 
+// OnPoolChange sets what is called after each change of a site's backends, or of
+// whether one of them is ready, suspect or draining. f must return soon. Set it
+// before the first site is known.
+func (r *Registry) OnPoolChange(f func(*Site)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.onPool = f
+	for s := range r.exact.all {
+		s.pool.OnChange(func() { f(s) })
+	}
+	for s := range r.wild.all {
+		s.pool.OnChange(func() { f(s) })
+	}
+}
+
 func tell(fs []func(string), pattern string) {
 	for _, f := range fs {
 		f(pattern)
@@ -181,6 +197,9 @@ func (r *Registry) ensure(pattern string) (s *Site, isNew bool) {
 		return s, false
 	}
 	s = newSite(pattern, r.defaults)
+	if f := r.onPool; f != nil {
+		s.pool.OnChange(func() { f(s) })
+	}
 	x.put(name, s)
 	return s, true
 }

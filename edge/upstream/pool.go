@@ -125,6 +125,24 @@ func (p *Pool) CloseIdle() {
 	}
 }
 
+// DropIdle closes the streams that carry no request now, without a reset. Unlike
+// CloseIdle it goes on keeping streams afterwards.
+func (p *Pool) DropIdle() {
+	p.mu.Lock()
+	idle := p.idle
+	p.idle = nil
+	p.mu.Unlock()
+	for _, c := range idle {
+		p.retire(c)
+	}
+}
+
+// OpenStream opens a stream that the pool does not keep: for those who carry bytes
+// and not requests. Its errors are the Opener's.
+func (p *Pool) OpenStream(ctx context.Context, h protocol.StreamHeader) (Stream, error) {
+	return p.opener.OpenStream(ctx, h)
+}
+
 // Close aborts every stream. Exchanges that run fail. It is idempotent.
 func (p *Pool) Close() error {
 	p.mu.Lock()

@@ -21,11 +21,12 @@ const linger = time.Second
 // *protocol.Reject error. ctx bounds the handshake, not the session; without a
 // deadline of its own the answer to the hello may take protocol.HelloTimeout twice.
 func Dial(ctx context.Context, conn net.Conn, cfg *tls.Config, hello *protocol.Hello, opt Options) (tunnel.Session, *protocol.Welcome, error) {
+	opt = opt.withDefaults(false)
 	cfg = cfg.Clone()
-	cfg.NextProtos = []string{protocol.ALPN}
+	cfg.NextProtos = []string{opt.ALPN}
 	cfg.MinVersion = tls.VersionTLS13
 	tc := tls.Client(conn, cfg)
-	s, welcome, err := dial(ctx, tc, hello, opt.withDefaults(false))
+	s, welcome, err := dial(ctx, tc, hello, opt)
 	if err != nil {
 		conn.Close()
 		return nil, nil, err
@@ -39,8 +40,8 @@ func dial(ctx context.Context, tc *tls.Conn, hello *protocol.Hello, opt Options)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, nil, fmt.Errorf("tls handshake: %w", err)
 	}
-	if got := tc.ConnectionState().NegotiatedProtocol; got != protocol.ALPN {
-		return nil, nil, fmt.Errorf("tls handshake: peer does not speak %s", protocol.ALPN)
+	if got := tc.ConnectionState().NegotiatedProtocol; got != opt.ALPN {
+		return nil, nil, fmt.Errorf("tls handshake: peer does not speak %s", opt.ALPN)
 	}
 	release := interruptible(ctx, tc)
 	defer release()
@@ -65,7 +66,7 @@ func dial(ctx context.Context, tc *tls.Conn, hello *protocol.Hello, opt Options)
 	return s, welcome, nil
 }
 
-// Accept makes a session on conn, whose TLS handshake negotiated protocol.ALPN.
+// Accept makes a session on conn, whose TLS handshake negotiated Options.ALPN.
 // It reads at most protocol.MaxHello bytes within protocol.HelloTimeout, asks
 // admit, and sets up multiplexer state only if that agrees. It owns conn and
 // closes it on failure; the error is admit's if that refused.
@@ -84,8 +85,8 @@ func accept(ctx context.Context, conn *tls.Conn, admit tunnel.Admit, opt Options
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, nil, nil, fmt.Errorf("tls handshake: %w", err)
 	}
-	if state := conn.ConnectionState(); state.Version < tls.VersionTLS13 || state.NegotiatedProtocol != protocol.ALPN {
-		return nil, nil, nil, fmt.Errorf("agent needs TLS 1.3 and %s", protocol.ALPN)
+	if state := conn.ConnectionState(); state.Version < tls.VersionTLS13 || state.NegotiatedProtocol != opt.ALPN {
+		return nil, nil, nil, fmt.Errorf("peer needs TLS 1.3 and %s", opt.ALPN)
 	}
 	release := interruptible(ctx, conn)
 	defer release()

@@ -3,6 +3,8 @@ package tlsmux
 import (
 	"log/slog"
 	"time"
+
+	"wormhole/shared/protocol"
 )
 
 // The defaults of Options.
@@ -38,6 +40,9 @@ type Options struct {
 	// read; 0 means 128 MiB. Above it the stream that holds most is aborted. Windows
 	// cease to grow at a quarter of it.
 	MemoryCeiling int
+	// ALPN is what both ends negotiate; empty means protocol.ALPN. Edges use another
+	// one among themselves.
+	ALPN string
 	// Logger gets what yamux has to say, at debug level; nil discards it.
 	Logger *slog.Logger
 }
@@ -61,6 +66,9 @@ func (o Options) withDefaults(accepted bool) Options {
 	}
 	if o.Window <= 0 {
 		o.Window = defaultWindow
+	}
+	if o.ALPN == "" {
+		o.ALPN = protocol.ALPN
 	}
 	o.Window = max(o.Window, initialWindow)
 	if o.MemoryCeiling <= 0 {
