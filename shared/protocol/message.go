@@ -181,7 +181,8 @@ type Edges struct {
 }
 
 // GoAway tells the agent that the edge will leave. The agent opens a tunnel
-// elsewhere, then drains this one. Requests in flight go on until the edge closes.
+// elsewhere, and goes on serving this one until the edge, whose clients must find
+// their way elsewhere too, closes it.
 type GoAway struct {
 	Reason string `json:"reason,omitempty"`
 	// Code is set when the tunnel is closed for cause, such as CodeTokenRevoked.

@@ -189,39 +189,47 @@ func TestDrainEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func TestGoAwayOpensAnotherTunnelBeforeLeaving(t *testing.T) {
+func TestGoAwayOpensAnotherTunnelAndServesOnUntilTheEdgeCloses(t *testing.T) {
 	p := newPKI(t)
 	e1 := startEdge(t, p, "e1", "127.0.0.1:0")
 	port := portOf(t, e1.addr)
 	a, _ := startAgent(t, p, Config{Edges: []string{"edge.test:" + port}}, "127.0.0.1")
 	a.SetReady(true, "")
 	old := e1.next()
-	stream, _ := old.open()
 	old.say(protocol.TypeGoAway, protocol.GoAway{Reason: "upgrade", DeadlineMillis: 60_000})
 	again := e1.next() // the same address, which takes agents again
 	if !again.hello.Ready {
 		again.hearsReady(true)
 	}
-	for {
-		if m := <-old.said; m.typ == protocol.TypeDrain {
-			break
-		}
+	// A client of the old edge that has not gone yet.
+	stream, answer := old.open()
+	if answer != protocol.AnswerOK {
+		t.Fatalf("the old tunnel answers %v, want that it serves on", answer)
 	}
 	if _, err := io.WriteString(stream, "x"); err != nil {
 		t.Fatal(err)
 	}
 	_ = stream.CloseWrite()
 	if got, err := io.ReadAll(stream); err != nil || string(got) != "x" {
-		t.Fatalf("stream in flight: %q, %v", got, err)
+		t.Fatalf("request on the old tunnel: %q, %v", got, err)
 	}
 	_ = stream.Close()
+	_ = old.Close()
+	eventually(t, "the old tunnel is forgotten", func() bool { return len(a.Status().Tunnels) == 1 })
+}
+
+func TestAnEdgeThatStaysAfterItsDeadlineIsLeft(t *testing.T) {
+	p := newPKI(t)
+	edge := startEdge(t, p, "e1", "127.0.0.1:0")
+	a, _ := startAgent(t, p, Config{Edges: []string{edge.addr}, timing: timing{dead: 10 * time.Millisecond, deadAlways: patience}})
+	a.SetReady(true, "")
+	old := edge.next()
+	old.say(protocol.TypeGoAway, protocol.GoAway{Reason: "upgrade", DeadlineMillis: 50})
+	old.hears(protocol.TypeDrain)
 	select {
 	case <-old.Done():
 	case <-time.After(patience):
 		t.Fatal("the old tunnel stays open")
-	}
-	if len(a.Status().Tunnels) != 1 {
-		t.Errorf("tunnels: %+v", a.Status().Tunnels)
 	}
 }
 
