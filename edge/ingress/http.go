@@ -40,9 +40,10 @@ func (in *Ingress) server(h http.Handler) *http.Server {
 // serveVisitor adds what only the door knows to a visitor's request.
 func (in *Ingress) serveVisitor(w http.ResponseWriter, r *http.Request) {
 	if in.drains.Load() {
-		if r.ProtoMajor == 2 {
-			// A connection that was accepted while Shutdown began may have missed its
-			// GOAWAY; net/http sends one for this header, and takes the header away.
+		if r.ProtoMajor < 3 {
+			// The last answer on a connection of HTTP/1.1 says so. For HTTP/2, net/http
+			// turns this into a GOAWAY, which a connection that was accepted while
+			// Shutdown began may have missed.
 			w.Header().Set("Connection", "close")
 		}
 	} else if in.altSvc != nil && r.ProtoMajor < 3 {

@@ -3,6 +3,7 @@ package ingress
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // Shutdown ends the service of visitors gently: it accepts nobody any more, tells
@@ -37,6 +38,9 @@ func (in *Ingress) Shutdown(ctx context.Context) error {
 	return nil
 }
 
+// lastAnswers is how long kept connections have to hear that they end.
+const lastAnswers = 500 * time.Millisecond
+
 // server is the part of http.Server that ends it.
 type server interface {
 	Shutdown(context.Context) error
@@ -57,6 +61,13 @@ func (in *Ingress) shutdownTCP(ctx context.Context, d *door, s server) error {
 		if err := d.await(ctx, func() bool { return d.waiting.Len() == 0 }); err != nil {
 			return err
 		}
+		// A kept HTTP/1.1 connection cannot be told to go but in an answer. One that is
+		// closed while idle may have a request on its way, and its client cannot know
+		// whether it was processed (RFC 9112, section 9.5). So those in use get an answer
+		// more, which says that it is the last.
+		linger, cancel := context.WithTimeout(ctx, lastAnswers)
+		defer cancel()
+		_ = d.await(linger, func() bool { return d.visitors == 0 })
 		if err := s.Shutdown(ctx); err != nil {
 			return err
 		}
