@@ -87,8 +87,12 @@ func NewGuard(credential string, addr net.Addr, hosts ...string) *Guard {
 }
 
 // AllowsHost reports whether a Host header is one of ours. Any literal address is:
-// DNS rebinding needs a name.
+// DNS rebinding needs a name. So is none at all, which only HTTP/1.0 may send:
+// balancers' health checks do, browsers never.
 func (g *Guard) AllowsHost(hostport string) bool {
+	if hostport == "" {
+		return true
+	}
 	host := hostport
 	if h, _, err := net.SplitHostPort(hostport); err == nil {
 		host = h
