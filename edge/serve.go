@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wormhole/edge/config"
+	"wormhole/edge/handover"
 	"wormhole/edge/node"
 )
 
@@ -19,7 +20,11 @@ some_name) and a variable (EDGE_SOME_NAME); a flag wins over the variable, and
 the variable over the file.
 
 SIGTERM and SIGINT drain the node: agents are told to go elsewhere, requests in
-flight finish within --drain-timeout. A second signal stops it at once.`,
+flight finish within --drain-timeout. A second signal stops it at once.
+
+SIGUSR2 upgrades in place: the program on disk is started with the same arguments
+and takes over the open sockets; when it serves, this process drains. Nobody is
+refused. If the new program does not come up, this one goes on.`,
 		Example: `  edge serve --hostname edge1.example.com --tls files --cert fullchain.pem --key key.pem
   edge serve --config /etc/wormhole/edge.yaml
   EDGE_HTTPS=:8443 EDGE_HTTP= edge serve --data-dir ./data`,
@@ -32,10 +37,16 @@ flight finish within --drain-timeout. A second signal stops it at once.`,
 			return &configError{err}
 		}
 		logger := newLogger(os.Stderr, &cfg)
-		n, err := node.New(cmd.Context(), cfg, version, logger)
+		inherited, err := handover.Inherited()
+		if err != nil {
+			return err
+		}
+		n, err := node.Succeed(cmd.Context(), cfg, version, inherited, logger)
 		if err != nil {
 			return &configError{err}
 		}
+		stop := upgradeOnSignal(n, logger)
+		defer stop()
 		return n.Run(cmd.Context())
 	}
 	return cmd

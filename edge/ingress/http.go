@@ -46,8 +46,8 @@ func (in *Ingress) serveVisitor(w http.ResponseWriter, r *http.Request) {
 			// Shutdown began may have missed.
 			w.Header().Set("Connection", "close")
 		}
-	} else if in.altSvc != nil && r.ProtoMajor < 3 {
-		w.Header()["Alt-Svc"] = in.altSvc
+	} else if d := in.quic.Load(); d != nil && r.ProtoMajor < 3 {
+		w.Header()["Alt-Svc"] = d.altSvc
 	}
 	in.to.Visitor.ServeHTTP(w, r)
 }

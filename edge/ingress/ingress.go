@@ -77,6 +77,9 @@ type Config struct {
 	HTTPSListener net.Listener
 	HTTPListener  net.Listener
 	QUICConn      net.PacketConn
+	// QUICAfter, unless nil, keeps QUIC from reading its socket until it is closed:
+	// until then another process answers there.
+	QUICAfter <-chan struct{}
 
 	// AltSvcPort is the UDP port that clients reach from outside, if it is not the
 	// one listened on.
@@ -158,14 +161,13 @@ type Ingress struct {
 
 	visitorTLS, agentTLS *tls.Config
 
-	tcp     *door        // for TLS
-	plain   *door        // for plain HTTP; nil without
-	visitor *http.Server // fed by handed
-	clear   *http.Server // fed by opened
-	handed  *handoff     // from tcp to visitor
-	opened  *handoff     // from plain to clear
-	quic    *quicDoor    // nil without QUIC
-	altSvc  []string     // value of Alt-Svc, nil without QUIC
+	tcp     *door                    // for TLS
+	plain   *door                    // for plain HTTP; nil without
+	visitor *http.Server             // fed by handed
+	clear   *http.Server             // fed by opened
+	handed  *handoff                 // from tcp to visitor
+	opened  *handoff                 // from plain to clear
+	quic    atomic.Pointer[quicDoor] // nil without QUIC, and while it has to wait
 
 	slots  chan struct{}      // holds one token for each TCP connection open
 	agents context.Context    // of the handlers of agents
@@ -227,8 +229,8 @@ func (in *Ingress) Serve(ctx context.Context) error {
 		in.work.Go(func() { in.report(in.clear.Serve(in.opened)) })
 		in.work.Go(func() { in.report(in.plain.run()) })
 	}
-	if in.quic != nil {
-		in.work.Go(func() { in.report(in.quic.run()) })
+	if in.packet != nil {
+		in.work.Go(func() { in.report(in.serveQUIC()) })
 	}
 	var err error
 	select {
@@ -260,8 +262,10 @@ func (in *Ingress) Close() error {
 		if in.https != nil {
 			in.closeTCP()
 		}
-		if in.quic != nil {
-			in.quic.close()
+		if d := in.quic.Load(); d != nil {
+			d.close()
+		} else if in.packet != nil {
+			_ = in.packet.Close()
 		}
 		in.work.Wait()
 		close(in.ended)

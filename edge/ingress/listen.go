@@ -49,7 +49,7 @@ func (in *Ingress) Listen() error {
 	}
 	in.https, in.packet, in.http = httpsListener, packet, plain
 	in.openTCP()
-	if packet != nil {
+	if packet != nil && in.cfg.QUICAfter == nil {
 		if err := in.openQUIC(); err != nil {
 			closeAll()
 			in.https, in.packet, in.http = nil, nil, nil

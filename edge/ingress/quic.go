@@ -26,6 +26,7 @@ type quicDoor struct {
 	in        *Ingress
 	transport *quic.Transport
 	listener  *quic.Listener
+	altSvc    []string     // value of the header that tells of it
 	open      atomic.Int64 // connections, handshakes among them
 
 	mu       sync.Mutex // guards visitors
@@ -58,6 +59,24 @@ func quicConfig() *quic.Config {
 		// Early data can be replayed by whoever records it.
 		Allow0RTT: false,
 	}
+}
+
+// serveQUIC accepts until the door is closed, once the socket is ours.
+func (in *Ingress) serveQUIC() error {
+	if in.cfg.QUICAfter != nil {
+		select {
+		case <-in.cfg.QUICAfter:
+		case <-in.closed:
+			return nil
+		}
+		if in.drains.Load() {
+			return nil
+		}
+		if err := in.openQUIC(); err != nil {
+			return err
+		}
+	}
+	return in.quic.Load().run()
 }
 
 func (in *Ingress) openQUIC() error {
@@ -93,7 +112,8 @@ func (in *Ingress) openQUIC() error {
 	if port == 0 {
 		port = portOf(in.packet.LocalAddr())
 	}
-	in.quic, in.altSvc = d, []string{altSvcValue(port)}
+	d.altSvc = []string{altSvcValue(port)}
+	in.quic.Store(d)
 	return nil
 }
 

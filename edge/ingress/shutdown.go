@@ -6,6 +6,20 @@ import (
 	"time"
 )
 
+// StopAccepting takes those who wait in the kernel's queue and then nobody any more;
+// with a socket that another process shares, that one serves whoever comes. It does
+// not wait. Shutdown does the same first.
+func (in *Ingress) StopAccepting() {
+	if in.https == nil {
+		return
+	}
+	in.drains.Store(true)
+	in.tcp.stopAccepting()
+	if in.plain != nil {
+		in.plain.stopAccepting()
+	}
+}
+
 // Shutdown ends the service of visitors gently: it accepts nobody any more, tells
 // those who are connected to go elsewhere, lets requests and upgraded connections
 // in flight finish until ctx ends, and closes what is left then. Its error is that
@@ -26,8 +40,8 @@ func (in *Ingress) Shutdown(ctx context.Context) error {
 	if in.plain != nil {
 		wg.Go(func() { errs[1] = in.shutdownTCP(ctx, in.plain, in.clear) })
 	}
-	if in.quic != nil {
-		wg.Go(func() { errs[2] = in.quic.shutdown(ctx) })
+	if d := in.quic.Load(); d != nil {
+		wg.Go(func() { errs[2] = d.shutdown(ctx) })
 	}
 	wg.Wait()
 	for _, err := range errs {

@@ -74,10 +74,15 @@ func (n *Node) httpsPort() int {
 }
 
 func (n *Node) ingressConfig() ingress.Config {
-	return ingress.Config{
+	cfg := ingress.Config{
 		HTTPS:       n.cfg.HTTPS,
 		HTTP:        n.cfg.HTTP,
 		DisableQUIC: !n.cfg.QUIC,
 		MaxConns:    n.cfg.MaxConnections,
 	}
+	if s := n.inherited; s != nil {
+		cfg.HTTPSListener, cfg.HTTPListener, cfg.QUICConn = s.HTTPS, s.HTTP, s.QUIC
+		cfg.QUICAfter = s.Gone()
+	}
+	return cfg
 }

@@ -28,6 +28,7 @@ import (
 	"wormhole/edge/cluster/store"
 	"wormhole/edge/config"
 	"wormhole/edge/dashboard"
+	"wormhole/edge/handover"
 	"wormhole/edge/ingress"
 	"wormhole/edge/middleware"
 	"wormhole/edge/proxy"
@@ -62,6 +63,11 @@ type Node struct {
 	adminListener net.Listener
 	adminServer   *http.Server
 
+	inherited *handover.Sockets // nil unless this process succeeds another
+	succeeded atomic.Bool       // a successor has taken over
+	upgrading sync.Mutex        // held while one is started; guards successor
+	successor *handover.Successor
+
 	draining  atomic.Bool
 	drainOnce sync.Once
 	drain     chan struct{} // closed to begin the drain
@@ -71,9 +77,15 @@ type Node struct {
 // New builds a node: state is read and every address bound, so that what is wrong
 // with the configuration or the machine is in the error, all of it at once where
 // one fault does not hide another. Nothing is served before Run.
-func New(ctx context.Context, cfg config.Config, version string, logger *slog.Logger) (_ *Node, err error) {
+func New(ctx context.Context, cfg config.Config, version string, logger *slog.Logger) (*Node, error) {
+	return Succeed(ctx, cfg, version, nil, logger)
+}
+
+// Succeed is New with the sockets of a predecessor, which take the place of
+// addresses; nil is none.
+func Succeed(ctx context.Context, cfg config.Config, version string, inherited *handover.Sockets, logger *slog.Logger) (_ *Node, err error) {
 	n := &Node{
-		cfg: cfg, version: version, logger: logger, started: time.Now(),
+		cfg: cfg, version: version, logger: logger, started: time.Now(), inherited: inherited,
 		drain: make(chan struct{}), ready: make(chan struct{}),
 		manager: notify.To(os.Getenv(notify.Variable)),
 	}
@@ -131,7 +143,9 @@ func New(ctx context.Context, cfg config.Config, version string, logger *slog.Lo
 	// Both are tried, so that an operator learns of every taken port in one go.
 	doors := n.ingress.Listen()
 	var adminErr error
-	if n.adminListener, adminErr = net.Listen("tcp", cfg.Admin); adminErr != nil {
+	if inherited != nil && inherited.Admin != nil {
+		n.adminListener = inherited.Admin
+	} else if n.adminListener, adminErr = net.Listen("tcp", cfg.Admin); adminErr != nil {
 		adminErr = fmt.Errorf("--admin: %w", adminErr)
 	}
 	if err := errors.Join(doors, adminErr); err != nil {
@@ -190,6 +204,11 @@ func (n *Node) Run(ctx context.Context) error {
 	n.announce()
 	close(n.ready)
 	n.tellReady()
+	if n.inherited != nil {
+		if err := n.inherited.Opened(); err != nil {
+			n.logger.Warn("the predecessor does not learn that it can go", "err", err)
+		}
+	}
 
 	var err error
 	select {
@@ -205,6 +224,9 @@ func (n *Node) Run(ctx context.Context) error {
 	return err
 }
 
+// acceptLast is how long a door takes to serve those in its queue and stop.
+const acceptLast = 50 * time.Millisecond
+
 // leave takes the node out of service. When orderly, balancers in front are given
 // time to notice and agents and requests to finish.
 func (n *Node) leave(orderly bool) {
@@ -214,10 +236,18 @@ func (n *Node) leave(orderly bool) {
 		deadline = 0
 	}
 	n.logger.Info("edge drains", "node", n.id, "deadline", deadline)
-	n.tellStopping(deadline)
-	_ = os.Remove(filepath.Join(n.cfg.DataDir, admin.AddressFile))
-	if orderly {
-		time.Sleep(n.cfg.DrainDelay)
+	if n.succeeded.Load() {
+		// Agents that come back to the same address must meet the successor, and so
+		// must the operator.
+		n.ingress.StopAccepting()
+		_ = n.adminServer.Close()
+		time.Sleep(acceptLast)
+	} else {
+		n.tellStopping(deadline)
+		_ = os.Remove(filepath.Join(n.cfg.DataDir, admin.AddressFile))
+		if orderly {
+			time.Sleep(n.cfg.DrainDelay)
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()

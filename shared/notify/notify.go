@@ -30,6 +30,9 @@ func (m Manager) Ready(status string) error { return m.send("READY=1", "STATUS="
 // Status says in words what the service is doing, for people.
 func (m Manager) Status(status string) error { return m.send("STATUS=" + oneLine(status)) }
 
+// MainProcess says that the service goes on in another process.
+func (m Manager) MainProcess(pid int) error { return m.send(fmt.Sprintf("MAINPID=%d", pid)) }
+
 // Stopping says that the service is on its way out, and asks not to be killed
 // within the time given, whatever the unit says.
 func (m Manager) Stopping(within time.Duration) error {
