@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -155,6 +156,8 @@ type EdgeProcess struct {
 	*Process
 	Dir    string // its data directory
 	Status admin.Status
+
+	https atomic.Pointer[string] // Status.Addresses["https"], for clients at work
 }
 
 // StartEdge starts `edge serve` on free ports with an authority of its own. args
@@ -188,7 +191,14 @@ func (e *EdgeProcess) Refresh() error {
 	if err != nil {
 		return err
 	}
-	return client.Call(context.Background(), http.MethodGet, "/v1/status", nil, &e.Status)
+	var status admin.Status
+	if err := client.Call(context.Background(), http.MethodGet, "/v1/status", nil, &status); err != nil {
+		return err
+	}
+	e.Status = status
+	https := status.Addresses["https"]
+	e.https.Store(&https)
+	return nil
 }
 
 // AwaitReady waits until exactly want backends are ready.
@@ -232,7 +242,7 @@ func (e *EdgeProcess) AgentEnv(token string, more ...string) []string {
 // Client asks for any host by dialling the edge, over HTTP/1.1 or, with h2, HTTP/2.
 func (e *EdgeProcess) Client(tb testing.TB, proto string) *http.Client {
 	tb.Helper()
-	return clientFor(tb, proto, e.Status.CA, func() string { return e.Status.Addresses["https"] })
+	return clientFor(tb, proto, e.Status.CA, func() string { return *e.https.Load() })
 }
 
 // FreePort is a port that nobody listens on now.
