@@ -88,6 +88,12 @@ func (m *Member) Start(tb testing.TB) {
 	m.EdgeProcess = m.fleet.bin.StartEdgeIn(tb, m.Dir, m.args...)
 }
 
+// VisitorClient asks for any host by dialling this edge.
+func (m *Member) VisitorClient(tb testing.TB, proto string) *http.Client {
+	tb.Helper()
+	return clientFor(tb, proto, m.fleet.CA.File, func() string { return m.HTTPS })
+}
+
 // IsReady asks the edge as a balancer in front does.
 func (m *Member) IsReady() bool {
 	client := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}

@@ -67,7 +67,8 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // Serve answers on l, over HTTP/1.1 and unencrypted HTTP/2, until ctx ends. Then
-// it lets requests finish for grace and returns nil.
+// it ends event streams and WebSockets, lets requests finish for grace, and returns
+// nil.
 func (a *App) Serve(ctx context.Context, l net.Listener, grace time.Duration) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -82,7 +83,7 @@ func (a *App) Serve(ctx context.Context, l net.Listener, grace time.Duration) er
 	}
 	within, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
-	defer a.leave()
+	a.leave()
 	if server.Shutdown(within) != nil {
 		_ = server.Close()
 	}
@@ -148,7 +149,7 @@ func (a *App) events(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		_ = control.Flush()
-		if !pause(r, "ms") {
+		if !pause(r, "ms") || a.leaving.Err() != nil {
 			return
 		}
 	}

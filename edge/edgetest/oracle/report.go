@@ -24,6 +24,7 @@ type Report struct {
 	Altered int // with a missing, repeated or changed message
 
 	Faults []string // one line for each failure
+	Delays []string // one line for each answer that was right after more than a second
 	rows   []reportRow
 }
 
@@ -66,6 +67,10 @@ func Judge(run *Run, seen Seen) *Report {
 			r.Faults = append(r.Faults, fmt.Sprintf("%s %s %s after %s (%s%s): %s",
 				run.when(result.Due), result.Proto, result.Kind, result.Took.Round(time.Millisecond), result.ID, at, fault))
 		}
+		if fault == "" && result.Took > time.Second {
+			r.Delays = append(r.Delays, fmt.Sprintf("%s %s %s answered by %s after %s",
+				run.when(result.Due), result.Proto, result.Kind, result.App, result.Took.Round(time.Millisecond)))
+		}
 		if sight != nil && sight.Times > 1 {
 			row.dup++
 			r.Repeated++
@@ -93,6 +98,7 @@ func Judge(run *Run, seen Seen) *Report {
 		}
 	}
 	slices.Sort(r.Faults)
+	slices.Sort(r.Delays)
 	return r
 }
 
@@ -110,7 +116,7 @@ func (r *Report) Figure() string {
 	return s
 }
 
-// String is a table, and the first failures.
+// String is a table, and the first failures and delays.
 func (r *Report) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s in %s; %d streams, %d of them cut\n", r.Figure(), r.Duration.Round(time.Millisecond), r.Streams, r.Cut)
@@ -121,15 +127,21 @@ func (r *Report) String() string {
 	for _, row := range r.rows {
 		fmt.Fprintf(&b, "%-5s %-10s %7d %7d %5d %9d %9s\n", row.proto, row.kind, row.sent, row.failed, row.slow, row.dup, row.slowest.Round(time.Millisecond))
 	}
-	const most = 20
-	for i, f := range r.Faults {
-		if i == most {
-			fmt.Fprintf(&b, "… and %d more\n", len(r.Faults)-most)
-			break
-		}
-		b.WriteString(f + "\n")
-	}
+	list(&b, "failures", r.Faults)
+	list(&b, "delays", r.Delays)
 	return b.String()
+}
+
+// list prints the first lines.
+func list(b *strings.Builder, what string, lines []string) {
+	const most = 20
+	for i, line := range lines {
+		if i == most {
+			fmt.Fprintf(b, "… and %d more %s\n", len(lines)-most, what)
+			return
+		}
+		b.WriteString(line + "\n")
+	}
 }
 
 func (r *Report) row(kind Kind, proto string) *reportRow {

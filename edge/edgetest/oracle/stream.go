@@ -26,6 +26,10 @@ type conversation struct {
 
 var errAltered = errors.New("a message is missing or altered")
 
+// ErrLooksComplete is how an event stream ended that was cut without its client
+// being told so.
+var ErrLooksComplete = errors.New("the event stream ended as if it were complete")
+
 // startStreams opens the streams of the plan, each kept by a goroutine of its own
 // that ends with l.ctx.
 func (l *Load) startStreams() {
@@ -179,7 +183,7 @@ func (l *Load) openEvents(ctx context.Context, c *Client, id string) (*conversat
 			if err := lines.Err(); err != nil {
 				return err
 			}
-			return errors.New("the event stream ended as if it were complete")
+			return ErrLooksComplete
 		},
 		end: func() { _ = resp.Body.Close() },
 	}, nil

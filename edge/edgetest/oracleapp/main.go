@@ -17,6 +17,10 @@ import (
 	"wormhole/edge/edgetest/oracle"
 )
 
+// grace is short because the agent has drained before it stops the app: what is
+// still there, such as gRPC streams, does not end by itself.
+const grace = 500 * time.Millisecond
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -35,5 +39,5 @@ func run(ctx context.Context, env func(string) string) error {
 	if err != nil {
 		return errors.Join(err, log.Close())
 	}
-	return errors.Join(oracle.NewApp(env("ORACLE_NAME"), log).Serve(ctx, listener, 5*time.Second), log.Close())
+	return errors.Join(oracle.NewApp(env("ORACLE_NAME"), log).Serve(ctx, listener, grace), log.Close())
 }
