@@ -25,6 +25,7 @@ func newDev() *cobra.Command {
 	cfg.DataDir = ""
 	cfg.HTTPS, cfg.HTTP, cfg.Admin = "127.0.0.1:8443", "127.0.0.1:8080", "127.0.0.1:7080"
 	cfg.Hostname = "localhost"
+	cfg.TLS = config.TLSInternal
 	cfg.DrainDelay, cfg.DrainTimeout = 0, 5*time.Second
 	cfg.LogLevel = "warn"
 	cfg.AccessLog = "off"

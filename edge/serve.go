@@ -25,7 +25,8 @@ flight finish within --drain-timeout. A second signal stops it at once.
 SIGUSR2 upgrades in place: the program on disk is started with the same arguments
 and takes over the open sockets; when it serves, this process drains. Nobody is
 refused. If the new program does not come up, this one goes on.`,
-		Example: `  edge serve --hostname edge1.example.com --tls files --cert fullchain.pem --key key.pem
+		Example: `  edge serve --hostname edge1.example.com --acme-email ops@example.com
+  edge serve --hostname edge1.example.com --tls files --cert fullchain.pem --key key.pem
   edge serve --config /etc/wormhole/edge.yaml
   EDGE_HTTPS=:8443 EDGE_HTTP= edge serve --data-dir ./data`,
 		Args: cobra.NoArgs,

@@ -27,6 +27,10 @@ type Node interface {
 	SiteSpec(host string) (site.Spec, bool)
 	ApplySite(ctx context.Context, spec site.Spec) error
 	DeleteSite(ctx context.Context, host string) (bool, error)
+	// Certificates lists what was ordered from the CA; RetryCertificate forgets what
+	// went wrong for a host and has it ordered for anew.
+	Certificates() []Certificate
+	RetryCertificate(ctx context.Context, host string) error
 }
 
 // Tokens are an operator's calls about tokens and keys; *authority.Authority has
@@ -94,6 +98,10 @@ func API(guard *Guard, node Node, tokens Tokens, metrics, page http.Handler) htt
 			err = &Error{Status: http.StatusNotFound, Code: "no_such_site", Message: "no site " + r.PathValue("host")}
 		}
 		return struct{}{}, err
+	})
+	call("GET /v1/certificates", func(*http.Request) (any, error) { return a.node.Certificates(), nil })
+	call("POST /v1/certificates/{host}/retry", func(r *http.Request) (any, error) {
+		return struct{}{}, a.node.RetryCertificate(r.Context(), r.PathValue("host"))
 	})
 	mux.Handle("/", guard.protect(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, &Error{Status: http.StatusNotFound, Code: "no_such_call", Message: "no call " + r.Method + " " + r.URL.Path})

@@ -44,3 +44,16 @@ type Site struct {
 	Backends   int    `json:"backends"`
 	InFlight   int64  `json:"in_flight"`
 }
+
+// Certificate is one host that the edge has, or orders, a certificate for from the
+// CA.
+type Certificate struct {
+	Host      string     `json:"host"`
+	Issuer    string     `json:"issuer,omitempty"`
+	Serial    string     `json:"serial,omitempty"` // hexadecimal
+	NotBefore *time.Time `json:"not_before,omitempty"`
+	NotAfter  *time.Time `json:"not_after,omitempty"`
+	State     string     `json:"state"` // "waiting", "ordering", "valid", "failed", "blocked", "removed"
+	LastError string     `json:"last_error,omitempty"`
+	NextTry   *time.Time `json:"next_try,omitempty"` // the next order, or the renewal
+}

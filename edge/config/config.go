@@ -4,17 +4,21 @@
 package config
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/mail"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/net/publicsuffix"
 
 	"wormhole/edge/site"
 	"wormhole/shared/hostname"
@@ -25,6 +29,8 @@ type TLSMode string
 
 // The modes.
 const (
+	TLSAuto     TLSMode = ""         // TLSACME if Hostname is a public name, else TLSInternal
+	TLSACME     TLSMode = "acme"     // Let's Encrypt, or the CA of ACMEDirectory
 	TLSInternal TLSMode = "internal" // a certificate authority in the data directory
 	TLSFiles    TLSMode = "files"    // --cert and --key
 )
@@ -35,6 +41,7 @@ type Config struct {
 	File string // the YAML file, or empty; not a key of the file itself
 
 	DataDir  string // keys, certificates, sites; created with mode 0700
+	StoreDir string // the durable store; "" is a folder of DataDir. Edges of one machine may share one
 	Hostname string // this edge's own public name: what agents dial
 	Region   string // where this edge is, such as "fra"
 
@@ -43,9 +50,14 @@ type Config struct {
 	Admin string // address of the operator's API
 	QUIC  bool   // whether the UDP side of HTTPS is open, for HTTP/3 and agents
 
-	TLS   TLSMode
-	Certs []string // PEM files, with TLSFiles
+	TLS   TLSMode  // Validate resolves TLSAuto
+	Certs []string // PEM files, with TLSFiles; with TLSACME they win for the names they hold
 	Keys  []string // PEM files, one for each of Certs
+
+	ACMEDirectory string // URL of the CA's directory; "" is Let's Encrypt
+	ACMEStaging   bool   // Let's Encrypt's staging directory, whose certificates nobody trusts
+	ACMEEmail     string // where the CA may write to; "" is nowhere
+	ACMECAFile    string // PEM of the authority that signs the CA's own server; "" is the system's
 
 	TrustedProxies []string      // CIDRs whose X-Forwarded-* are believed
 	BackendHeader  string        // response header that names the backend; "" is off
@@ -80,15 +92,20 @@ func DefaultDataDir() string {
 func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.File, "config", c.File, "YAML `file` with the same keys as the flags (some-name is some_name) and a list of sites")
 	fs.StringVar(&c.DataDir, "data-dir", c.DataDir, "`directory` for keys, certificates and sites")
+	fs.StringVar(&c.StoreDir, "store-dir", c.StoreDir, "`directory` of the durable store, which edges on one machine may share; empty is inside --data-dir")
 	fs.StringVar(&c.Hostname, "hostname", c.Hostname, "this edge's own public `name`: what agents dial")
 	fs.StringVar(&c.Region, "region", c.Region, "where this edge is, such as fra")
 	fs.StringVar(&c.HTTP, "http", c.HTTP, "`address` of the plain HTTP door that redirects to HTTPS; empty switches it off")
 	fs.StringVar(&c.HTTPS, "https", c.HTTPS, "`address` of the public door, TCP and UDP: visitors and agents")
 	fs.StringVar(&c.Admin, "admin", c.Admin, "`address` of health, metrics and the operator's API")
 	fs.BoolVar(&c.QUIC, "quic", c.QUIC, "open the UDP side of --https, for HTTP/3 and for agents over QUIC")
-	fs.StringVar((*string)(&c.TLS), "tls", string(c.TLS), "where certificates come from: internal or files")
-	fs.StringSliceVar(&c.Certs, "cert", c.Certs, "PEM `file` of a certificate chain, with --tls files; may be repeated")
+	fs.StringVar((*string)(&c.TLS), "tls", string(c.TLS), "where certificates come from: acme, internal or files; empty is acme if --hostname is a public name, else internal")
+	fs.StringSliceVar(&c.Certs, "cert", c.Certs, "PEM `file` of a certificate chain, with --tls files, or for some names with --tls acme; may be repeated")
 	fs.StringSliceVar(&c.Keys, "key", c.Keys, "PEM `file` of the private key for each --cert")
+	fs.StringVar(&c.ACMEEmail, "acme-email", c.ACMEEmail, "`address` that the CA may write to about the account")
+	fs.StringVar(&c.ACMEDirectory, "acme-directory", c.ACMEDirectory, "`URL` of the directory of a CA other than Let's Encrypt")
+	fs.StringVar(&c.ACMECAFile, "acme-ca-file", c.ACMECAFile, "PEM `file` of the authority that signs the CA's own server")
+	fs.BoolVar(&c.ACMEStaging, "acme-staging", c.ACMEStaging, "order from Let's Encrypt's staging CA, for trying; browsers do not trust it")
 	fs.StringSliceVar(&c.TrustedProxies, "trusted-proxies", c.TrustedProxies, "`CIDRs` of proxies in front whose X-Forwarded-* are believed")
 	fs.StringVar(&c.BackendHeader, "backend-header", c.BackendHeader, "response `header` that names the backend that answered; empty is off")
 	fs.DurationVar(&c.DrainDelay, "drain-delay", c.DrainDelay, "how long the edge goes on accepting after /readyz has turned false")
@@ -108,7 +125,7 @@ func Default() Config {
 		HTTPS:        ":443",
 		Admin:        "127.0.0.1:7080",
 		QUIC:         true,
-		TLS:          TLSInternal,
+		TLS:          TLSAuto,
 		DrainDelay:   3 * time.Second,
 		DrainTimeout: 30 * time.Second,
 		ParkTimeout:  5 * time.Second,
@@ -149,28 +166,7 @@ func (c *Config) Validate() error {
 	checkAddr("https", c.HTTPS, false)
 	checkAddr("admin", c.Admin, false)
 
-	switch c.TLS {
-	case TLSInternal:
-		if len(c.Certs)+len(c.Keys) > 0 {
-			bad("cert", "certificate files need tls: files")
-		}
-	case TLSFiles:
-		if len(c.Certs) == 0 {
-			bad("cert", "tls: files needs at least one certificate and key")
-		}
-		if len(c.Certs) != len(c.Keys) {
-			bad("key", "%d certificates but %d keys", len(c.Certs), len(c.Keys))
-		}
-		for _, f := range append(append([]string{}, c.Certs...), c.Keys...) {
-			if file, err := os.Open(f); err != nil {
-				bad("cert", "%v", err)
-			} else {
-				_ = file.Close()
-			}
-		}
-	default:
-		bad("tls", "%q is none of internal, files", c.TLS)
-	}
+	c.checkTLS(bad)
 	for _, p := range c.TrustedProxies {
 		if _, err := netip.ParsePrefix(p); err != nil {
 			if _, err := netip.ParseAddr(p); err != nil {
@@ -205,6 +201,84 @@ func (c *Config) Validate() error {
 		bad("access_log", "must be -, off or a file")
 	}
 	return errors.Join(faults...)
+}
+
+// checkTLS resolves TLSAuto and checks what belongs to each mode.
+func (c *Config) checkTLS(bad func(key, format string, args ...any)) {
+	if c.TLS == TLSAuto {
+		c.TLS = TLSInternal
+		if publicName(c.Hostname) {
+			c.TLS = TLSACME
+		}
+	}
+	switch c.TLS {
+	case TLSACME:
+		c.checkACME(bad)
+	case TLSInternal:
+		if len(c.Certs)+len(c.Keys) > 0 {
+			bad("cert", "certificate files need tls: files, or tls: acme")
+		}
+	case TLSFiles:
+		if len(c.Certs) == 0 {
+			bad("cert", "tls: files needs at least one certificate and key")
+		}
+	default:
+		bad("tls", "%q is none of acme, internal, files", c.TLS)
+	}
+	if len(c.Certs) != len(c.Keys) {
+		bad("key", "%d certificates but %d keys", len(c.Certs), len(c.Keys))
+	}
+	for _, f := range append(append([]string{}, c.Certs...), c.Keys...) {
+		if file, err := os.Open(f); err != nil {
+			bad("cert", "%v", err)
+		} else {
+			_ = file.Close()
+		}
+	}
+}
+
+func (c *Config) checkACME(bad func(key, format string, args ...any)) {
+	if c.ACMEStaging && c.ACMEDirectory != "" {
+		bad("acme_staging", "names another directory than acme_directory")
+	}
+	if c.ACMEDirectory != "" {
+		if u, err := url.Parse(c.ACMEDirectory); err != nil || u.Scheme != "https" || u.Host == "" {
+			bad("acme_directory", "%q is not an https:// URL", c.ACMEDirectory)
+		}
+	}
+	if c.ACMEEmail != "" {
+		if a, err := mail.ParseAddress(c.ACMEEmail); err != nil || a.Address != c.ACMEEmail {
+			bad("acme_email", "%q is not an e-mail address", c.ACMEEmail)
+		}
+	}
+	if c.ACMECAFile != "" {
+		if _, err := c.ACMERoots(); err != nil {
+			bad("acme_ca_file", "%v", err)
+		}
+	}
+}
+
+// ACMERoots are the authorities of ACMECAFile, nil for those of the system.
+func (c *Config) ACMERoots() (*x509.CertPool, error) {
+	if c.ACMECAFile == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(c.ACMECAFile)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s holds no certificate", c.ACMECAFile)
+	}
+	return pool, nil
+}
+
+// publicName reports whether host is below a suffix of the public registries, so
+// that a public CA can issue for it.
+func publicName(host string) bool {
+	suffix, icann := publicsuffix.PublicSuffix(host)
+	return icann && strings.HasSuffix(host, "."+suffix)
 }
 
 // Level is LogLevel as slog knows it.

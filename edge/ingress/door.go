@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/crypto/acme"
+
 	"wormhole/shared/protocol"
 )
 
@@ -269,6 +271,10 @@ func (in *Ingress) enterTLS(c *conn) {
 		return
 	}
 	c.established()
+	if secure.ConnectionState().NegotiatedProtocol == acme.ALPNProto {
+		_ = secure.Close() // the CA has seen what it wanted; nothing may follow
+		return
+	}
 	if serve := in.longLived(secure.ConnectionState().NegotiatedProtocol); serve != nil {
 		c.door.settle(c, true)
 		defer secure.Close()

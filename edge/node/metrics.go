@@ -88,6 +88,7 @@ func (s *state) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descTunnels, descBackends, descInFlight, descStreams, descSites, descRefused, descDraining, descBuild} {
 		ch <- d
 	}
+	s.node.certs.describe(ch)
 }
 
 // Collect implements prometheus.Collector.
@@ -124,4 +125,5 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descDraining, draining)
 	gauge(descBuild, 1, s.node.version)
+	s.node.certs.collect(ch)
 }

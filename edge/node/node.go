@@ -21,7 +21,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"wormhole/certs"
 	"wormhole/edge/admin"
 	"wormhole/edge/agents"
 	"wormhole/edge/authority"
@@ -48,8 +47,7 @@ type Node struct {
 
 	store     *store.Dir
 	authority *authority.Authority
-	internal  *certs.Internal // nil unless it is the source
-	files     *certs.Files    // nil unless it is the source
+	certs     certificates
 	sites     *site.Registry
 	keeper    *site.Keeper
 	door      *agents.Door
@@ -100,8 +98,12 @@ func Succeed(ctx context.Context, cfg config.Config, version string, inherited *
 	if n.id, err = nodeID(filepath.Join(cfg.DataDir, "node.id")); err != nil {
 		return nil, fmt.Errorf("data_dir: %w", err)
 	}
-	if n.store, err = store.OpenDir(filepath.Join(cfg.DataDir, "store")); err != nil {
-		return nil, fmt.Errorf("data_dir: %w", err)
+	storeDir := cfg.StoreDir
+	if storeDir == "" {
+		storeDir = filepath.Join(cfg.DataDir, "store")
+	}
+	if n.store, err = store.OpenDir(storeDir); err != nil {
+		return nil, fmt.Errorf("store: %w", err)
 	}
 	if n.authority, err = authority.Open(ctx, n.store, logger); err != nil {
 		return nil, err
@@ -113,8 +115,7 @@ func Succeed(ctx context.Context, cfg config.Config, version string, inherited *
 	if err := n.openSites(ctx); err != nil {
 		return nil, err
 	}
-	source, err := n.openCertificates()
-	if err != nil {
+	if err := n.openCertificates(); err != nil {
 		return nil, err
 	}
 	n.door, err = agents.New(agents.Config{
@@ -131,9 +132,9 @@ func Succeed(ctx context.Context, cfg config.Config, version string, inherited *
 	if err != nil {
 		return nil, err
 	}
-	n.ingress, err = ingress.New(n.ingressConfig(), source, ingress.Handlers{
+	n.ingress, err = ingress.New(n.ingressConfig(), &n.certs, ingress.Handlers{
 		Visitor:   visitor,
-		Plain:     n.plain(visitor),
+		Plain:     n.answerChallenges(n.plain(visitor)),
 		Agent:     n.door.ServeTLS,
 		AgentQUIC: n.door.ServeQUIC,
 	}, logger)
@@ -185,9 +186,7 @@ func (n *Node) Run(ctx context.Context) error {
 	run("authority", n.authority.Run)
 	run("sites", n.keeper.Run)
 	run("agents", n.door.Run)
-	if n.files != nil {
-		run("certificates", n.files.Run)
-	}
+	n.runCertificates(run)
 	if n.log != nil {
 		run("access log", n.log.Run)
 	}
@@ -274,6 +273,9 @@ func (n *Node) closeAll() {
 	if n.logFile != nil {
 		_ = n.logFile.Close()
 	}
+	if n.certs.mirror != nil {
+		_ = n.certs.mirror.Close()
+	}
 	if n.store != nil {
 		_ = n.store.Close()
 	}
@@ -287,10 +289,10 @@ func (n *Node) Authority() *authority.Authority { return n.authority }
 
 // CAFile is the PEM file of the internal authority, or empty.
 func (n *Node) CAFile() string {
-	if n.internal == nil {
+	if n.certs.internal == nil {
 		return ""
 	}
-	return n.internal.CAPath()
+	return n.certs.internal.CAPath()
 }
 
 func (n *Node) openSites(ctx context.Context) error {
@@ -308,40 +310,6 @@ func (n *Node) openSites(ctx context.Context) error {
 		err = errors.Join(err, n.sites.Apply(spec))
 	}
 	return err
-}
-
-func (n *Node) openCertificates() (certs.Certificates, error) {
-	if n.cfg.TLS == config.TLSFiles {
-		var pairs []certs.Pair
-		for i := range n.cfg.Certs {
-			pairs = append(pairs, certs.Pair{Cert: n.cfg.Certs[i], Key: n.cfg.Keys[i]})
-		}
-		files, err := certs.NewFiles(certs.FilesConfig{Pairs: pairs}, n.logger)
-		n.files = files
-		return files, err
-	}
-	internal, err := certs.NewInternal(certs.InternalConfig{
-		Dir:     filepath.Join(n.cfg.DataDir, "ca"),
-		Default: n.cfg.Hostname,
-		Allow:   n.mayHaveCertificate,
-	}, n.logger)
-	n.internal = internal
-	return internal, err
-}
-
-// mayHaveCertificate is the policy: this edge's own name, sites that are known,
-// and names that only this machine resolves.
-func (n *Node) mayHaveCertificate(host string) (pattern string, ok bool) {
-	if host == n.cfg.Hostname || host == "localhost" {
-		return host, true
-	}
-	if pattern, ok := n.sites.Pattern(host); ok {
-		return pattern, true
-	}
-	if parent, found := strings.CutSuffix(host, ".localhost"); found && !strings.Contains(parent, ".") {
-		return host, true
-	}
-	return "", false
 }
 
 // edges is what agents are told: this node, under the name it has for the outside.
