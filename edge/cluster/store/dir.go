@@ -84,6 +84,21 @@ func OpenDir(path string) (*Dir, error) {
 // Path is the absolute path of the store's directory.
 func (d *Dir) Path() string { return d.path }
 
+// Buckets are the names of the buckets that were made, in order.
+func (d *Dir) Buckets() ([]string, error) {
+	entries, err := os.ReadDir(d.path)
+	if err != nil {
+		return nil, fmt.Errorf("list buckets: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && bucketForm.MatchString(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
 // Close ends all watches and waits for them. It may be called more than once.
 // Operations that began before it finish.
 func (d *Dir) Close() error {

@@ -47,6 +47,9 @@ var (
 	ErrInvalid = errors.New("invalid")
 	// ErrClosed says that the store was closed.
 	ErrClosed = errors.New("closed")
+	// ErrUnavailable says that the store cannot be reached now. Whether a write
+	// happened is unknown.
+	ErrUnavailable = errors.New("the network's store cannot be reached")
 )
 
 // Store is durable small state. All methods are safe for concurrent use, by
@@ -131,6 +134,9 @@ var (
 	bucketForm = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
 	keyForm    = regexp.MustCompile(`^[-A-Za-z0-9_=/]+(\.[-A-Za-z0-9_=/]+)*$`)
 )
+
+// CheckKey returns an ErrInvalid error unless key may be stored in bucket.
+func CheckKey(bucket, key string) error { return validateKey(bucket, key) }
 
 func validateBucket(bucket string) error {
 	if !bucketForm.MatchString(bucket) {

@@ -1,0 +1,562 @@
+// Package kv is the network's durable state in a cluster: a JetStream key-value
+// store on one edge (Server), and a store.Store on every edge (Store) that writes
+// there, holds everything in memory and mirrors it to the edge's own disk.
+//
+// # Guarantees
+//
+// A write that returned nil is on the disk of the edge that hosts the store. When
+// the store cannot be reached, writes fail with store.ErrUnavailable and reads
+// answer from what this edge knew last, also after a restart: the mirror. Entries
+// that vanish by the thousand in one step are kept and an alarm is raised, since
+// that is how a store that was lost looks.
+package kv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"wormhole/edge/cluster/store"
+)
+
+// Config of a Store.
+type Config struct {
+	// Dial connects to the server: Server.InProcessConn, or over the network.
+	Dial func() (net.Conn, error)
+	// Mirror is the directory for the copy on disk.
+	Mirror string
+	// Timeout bounds one read or write; default 3 s.
+	Timeout time.Duration
+	// Pushed is called with every entry that this process wrote, for those who
+	// want to tell others faster than their watch does. May be nil.
+	Pushed func(bucket string, e store.Entry)
+}
+
+// Store is a store.Store on the network's store. Run must be running.
+type Store struct {
+	cfg    Config
+	logger *slog.Logger
+	conn   *nats.Conn
+	mirror *mirror
+	linked chan bool // capacity 1: the connection came (true) or went
+	done   chan struct{}
+	once   sync.Once
+	wg     sync.WaitGroup // watches
+
+	mu      sync.Mutex // guards below
+	closed  bool
+	kv      jetstream.KeyValue // nil while not connected
+	buckets map[string]*bucket
+	synced  bool  // memory is as fresh as the store
+	fault   error // why not, once known
+	since   time.Time
+	fresh   chan struct{} // closed when synced for the first time
+}
+
+var _ store.Store = (*Store)(nil)
+
+// bucket is what is known of one bucket.
+type bucket struct {
+	entries  map[string]store.Entry
+	gone     map[string]uint64 // revisions at which keys were deleted
+	watchers map[*watcher]struct{}
+}
+
+// Open loads the mirror and begins to connect. It does not wait for the store.
+func Open(cfg Config, logger *slog.Logger) (*Store, error) {
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = 3 * time.Second
+	}
+	s := &Store{
+		cfg: cfg, logger: logger, linked: make(chan bool, 1), done: make(chan struct{}),
+		buckets: map[string]*bucket{}, since: time.Now(), fresh: make(chan struct{}),
+		fault: store.ErrUnavailable,
+	}
+	var err error
+	if s.mirror, err = openMirror(cfg.Mirror, logger); err != nil {
+		return nil, err
+	}
+	if err := s.mirror.load(func(name string, e store.Entry) { s.bucket(name).entries[e.Key] = e }); err != nil {
+		_ = s.mirror.close()
+		return nil, err
+	}
+	s.conn, err = nats.Connect("nats://store.invalid",
+		nats.SetCustomDialer(dialer(cfg.Dial)), nats.SkipHostLookup(), nats.IgnoreDiscoveredServers(),
+		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(250*time.Millisecond),
+		nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
+		// Nothing written while disconnected may be applied later: see pitfalls of a
+		// write that timed out.
+		nats.ReconnectBufSize(-1),
+		nats.Timeout(2*time.Second), nats.PingInterval(2*time.Second), nats.MaxPingsOutstanding(2),
+		nats.ConnectHandler(func(*nats.Conn) { s.link(true) }),
+		nats.ReconnectHandler(func(*nats.Conn) { s.link(true) }),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) { s.link(false) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			logger.Debug("store client", "err", err)
+		}),
+	)
+	if err != nil {
+		_ = s.mirror.close()
+		return nil, fmt.Errorf("store client: %w", err)
+	}
+	return s, nil
+}
+
+type dialer func() (net.Conn, error)
+
+func (d dialer) Dial(string, string) (net.Conn, error) { return d() }
+
+// SkipTLSHandshake: what dial returns is secure already.
+func (d dialer) SkipTLSHandshake() bool { return true }
+
+// link notes the latest state of the connection.
+func (s *Store) link(up bool) {
+	for {
+		select {
+		case s.linked <- up:
+			return
+		case <-s.linked: // outdated
+		case <-s.done:
+			return
+		}
+	}
+}
+
+// Run keeps memory and mirror in step with the store until ctx ends.
+func (s *Store) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.mirror.run(ctx) })
+	up := false
+	for {
+		if !up {
+			select {
+			case up = <-s.linked:
+			case <-ctx.Done():
+				return nil
+			}
+			continue
+		}
+		err := s.follow(ctx, &up)
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.setFault(err)
+		if up { // the connection is there, but the store does not answer
+			select {
+			case up = <-s.linked:
+			case <-time.After(500 * time.Millisecond):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+}
+
+// follow binds to the bucket and applies what it watches until the connection
+// goes or the watch fails. Watches do not survive a reconnect well, so each
+// connection gets one of its own.
+func (s *Store) follow(ctx context.Context, up *bool) error {
+	js, err := jetstream.New(s.conn)
+	if err != nil {
+		return err
+	}
+	bind, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	bound, err := js.KeyValue(bind, bucketName)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	watch, err := bound.WatchAll(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	defer func() { _ = watch.Stop() }()
+	s.mu.Lock()
+	s.kv = bound
+	s.mu.Unlock()
+
+	initial := map[string]map[string]bool{} // keys of the present state; nil once it is complete
+	quiet := time.NewTimer(15 * time.Second)
+	defer quiet.Stop()
+	for {
+		select {
+		case e, ok := <-watch.Updates():
+			switch {
+			case !ok:
+				return errors.New("the watch of the store ended")
+			case e == nil:
+				s.complete(initial)
+				initial = nil
+				quiet.Stop()
+			default:
+				name, key, found := strings.Cut(e.Key(), ".")
+				if !found || store.CheckKey(name, key) != nil {
+					continue
+				}
+				if e.Operation() != jetstream.KeyValuePut {
+					s.forget(name, key, e.Revision())
+					continue
+				}
+				if initial != nil {
+					if initial[name] == nil {
+						initial[name] = map[string]bool{}
+					}
+					initial[name][key] = true
+				}
+				s.learn(name, store.Entry{Key: key, Value: e.Value(), Revision: e.Revision()})
+			}
+		case *up = <-s.linked:
+			return store.ErrUnavailable
+		case <-quiet.C:
+			return errors.New("the store does not tell its state")
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// massLoss is how many entries of a bucket may vanish between two connections
+// without being taken for the loss of the store.
+const massLoss = 10
+
+// complete hears that the present state was told whole: what it did not name is
+// gone, unless that is suspiciously much.
+func (s *Store) complete(present map[string]map[string]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, b := range s.buckets {
+		var lost []string
+		for key := range b.entries {
+			if !present[name][key] {
+				lost = append(lost, key)
+			}
+		}
+		if len(lost) > massLoss && 2*len(lost) > len(b.entries) {
+			s.logger.Error("most entries of a bucket vanished from the store, keeping what is known", "bucket", name, "count", len(lost))
+			continue
+		}
+		for _, key := range lost {
+			s.drop(name, b, key, b.entries[key].Revision)
+		}
+	}
+	first := !s.synced
+	s.synced, s.fault = true, nil
+	s.since = time.Now()
+	if !isClosed(s.fresh) {
+		close(s.fresh)
+	}
+	if first {
+		s.logger.Info("store is in step", "buckets", len(s.buckets))
+	}
+	for _, b := range s.buckets {
+		for w := range b.watchers {
+			w.state(nil)
+		}
+	}
+}
+
+func (s *Store) setFault(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.synced
+	s.synced, s.kv, s.fault = false, nil, err
+	if was {
+		s.since = time.Now()
+		s.logger.Warn("store cannot be reached, going on with what is known", "err", err)
+	}
+	for _, b := range s.buckets {
+		for w := range b.watchers {
+			w.state(err)
+		}
+	}
+}
+
+// Health says whether what is known is current, and since when it is or is not.
+func (s *Store) Health() (fault error, since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fault, s.since
+}
+
+// Fresh is closed once memory was in step with the store for the first time.
+func (s *Store) Fresh() <-chan struct{} { return s.fresh }
+
+// Empty reports whether nothing is known at all.
+func (s *Store) Empty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.buckets {
+		if len(b.entries) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Learn takes in an entry that came by another way than the watch, if it is newer
+// than what is known.
+func (s *Store) Learn(name string, e store.Entry) {
+	if store.CheckKey(name, e.Key) == nil && len(e.Value) <= store.MaxValue {
+		s.learn(name, e)
+	}
+}
+
+func (s *Store) learn(name string, e store.Entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.bucket(name)
+	if have, ok := b.entries[e.Key]; ok && have.Revision >= e.Revision || b.gone[e.Key] >= e.Revision {
+		return
+	}
+	delete(b.gone, e.Key)
+	b.entries[e.Key] = e
+	s.mirror.put(name, e)
+	for w := range b.watchers {
+		w.change(store.Event{Kind: store.EventPut, Entry: e})
+	}
+}
+
+func (s *Store) forget(name, key string, revision uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.bucket(name)
+	if b.entries[key].Revision < revision {
+		s.drop(name, b, key, revision)
+	}
+}
+
+// drop removes an entry; s.mu is held.
+func (s *Store) drop(name string, b *bucket, key string, revision uint64) {
+	if len(b.gone) > 10_000 {
+		clear(b.gone) // it only guards against late news
+	}
+	b.gone[key] = revision
+	if _, ok := b.entries[key]; !ok {
+		return
+	}
+	delete(b.entries, key)
+	s.mirror.remove(name, key)
+	for w := range b.watchers {
+		w.change(store.Event{Kind: store.EventDelete, Entry: store.Entry{Key: key}})
+	}
+}
+
+// bucket returns what is known of a bucket; s.mu is held, or nobody else is there.
+func (s *Store) bucket(name string) *bucket {
+	b := s.buckets[name]
+	if b == nil {
+		b = &bucket{entries: map[string]store.Entry{}, gone: map[string]uint64{}, watchers: map[*watcher]struct{}{}}
+		s.buckets[name] = b
+	}
+	return b
+}
+
+// remote returns the store, if it is connected.
+func (s *Store) remote() (jetstream.KeyValue, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return nil, store.ErrClosed
+	case s.kv == nil:
+		return nil, store.ErrUnavailable
+	}
+	return s.kv, nil
+}
+
+// known returns what memory has.
+func (s *Store) known(name, key string) (store.Entry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, ok := s.bucket(name).entries[key]
+	if !ok {
+		return store.Entry{}, store.ErrNotFound
+	}
+	e.Value = slices.Clone(e.Value)
+	return e, nil
+}
+
+// Get implements store.Store. It asks the store, and memory while that cannot be
+// reached.
+func (s *Store) Get(ctx context.Context, name, key string) (store.Entry, error) {
+	fail := func(err error) (store.Entry, error) {
+		return store.Entry{}, fmt.Errorf("read %s/%s: %w", name, key, err)
+	}
+	if err := store.CheckKey(name, key); err != nil {
+		return fail(err)
+	}
+	remote, err := s.remote()
+	if err == nil {
+		ask, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+		defer cancel()
+		e, err := remote.Get(ask, name+"."+key)
+		switch {
+		case err == nil:
+			got := store.Entry{Key: key, Value: e.Value(), Revision: e.Revision()}
+			s.learn(name, store.Entry{Key: key, Value: slices.Clone(e.Value()), Revision: e.Revision()})
+			return got, nil
+		case errors.Is(err, jetstream.ErrKeyNotFound):
+			return fail(store.ErrNotFound)
+		case ctx.Err() != nil:
+			return fail(ctx.Err())
+		}
+	} else if errors.Is(err, store.ErrClosed) {
+		return fail(err)
+	}
+	e, err := s.known(name, key)
+	if err != nil {
+		// What a mirror does not have may be there all the same.
+		return fail(fmt.Errorf("%w, and this edge does not know it: %w", store.ErrUnavailable, err))
+	}
+	return e, nil
+}
+
+// Put implements store.Store.
+func (s *Store) Put(ctx context.Context, name, key string, value []byte) (uint64, error) {
+	return s.write(ctx, name, key, value, func(ctx context.Context, kv jetstream.KeyValue, k string) (uint64, error) {
+		return kv.Put(ctx, k, value)
+	})
+}
+
+// Create implements store.Store.
+func (s *Store) Create(ctx context.Context, name, key string, value []byte) (uint64, error) {
+	return s.write(ctx, name, key, value, func(ctx context.Context, kv jetstream.KeyValue, k string) (uint64, error) {
+		revision, err := kv.Create(ctx, k, value)
+		if errors.Is(err, jetstream.ErrKeyExists) {
+			return 0, store.ErrExists
+		}
+		return revision, err
+	})
+}
+
+// Update implements store.Store.
+func (s *Store) Update(ctx context.Context, name, key string, value []byte, revision uint64) (uint64, error) {
+	return s.write(ctx, name, key, value, func(ctx context.Context, kv jetstream.KeyValue, k string) (uint64, error) {
+		next, err := kv.Update(ctx, k, value, revision)
+		if wrongRevision(err) {
+			if _, err := kv.Get(ctx, k); errors.Is(err, jetstream.ErrKeyNotFound) {
+				return 0, store.ErrNotFound
+			}
+			return 0, store.ErrConflict
+		}
+		return next, err
+	})
+}
+
+func wrongRevision(err error) bool {
+	var api *jetstream.APIError
+	return errors.Is(err, jetstream.ErrKeyExists) ||
+		errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
+}
+
+func (s *Store) write(ctx context.Context, name, key string, value []byte,
+	do func(context.Context, jetstream.KeyValue, string) (uint64, error),
+) (uint64, error) {
+	fail := func(err error) (uint64, error) { return 0, fmt.Errorf("write %s/%s: %w", name, key, err) }
+	if err := store.CheckKey(name, key); err != nil {
+		return fail(err)
+	}
+	if len(value) > store.MaxValue {
+		return fail(fmt.Errorf("a value of %d bytes is larger than %d: %w", len(value), store.MaxValue, store.ErrInvalid))
+	}
+	if err := ctx.Err(); err != nil {
+		return fail(err)
+	}
+	remote, err := s.remote()
+	if err != nil {
+		return fail(err)
+	}
+	bounded, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	revision, err := do(bounded, remote, name+"."+key)
+	switch {
+	case err == nil:
+	case errors.Is(err, store.ErrExists), errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrNotFound):
+		return fail(err)
+	default:
+		return fail(fmt.Errorf("%w: %w", store.ErrUnavailable, err))
+	}
+	e := store.Entry{Key: key, Value: slices.Clone(value), Revision: revision}
+	s.learn(name, e)
+	if s.cfg.Pushed != nil {
+		s.cfg.Pushed(name, e)
+	}
+	return revision, nil
+}
+
+// Delete implements store.Store.
+func (s *Store) Delete(ctx context.Context, name, key string) error {
+	fail := func(err error) error { return fmt.Errorf("delete %s/%s: %w", name, key, err) }
+	if err := store.CheckKey(name, key); err != nil {
+		return fail(err)
+	}
+	remote, err := s.remote()
+	if err != nil {
+		return fail(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	if _, err := remote.Get(ctx, name+"."+key); errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil
+	}
+	if err := remote.Delete(ctx, name+"."+key); err != nil {
+		return fail(fmt.Errorf("%w: %w", store.ErrUnavailable, err))
+	}
+	s.mu.Lock()
+	b := s.bucket(name)
+	s.drop(name, b, key, b.entries[key].Revision)
+	s.mu.Unlock()
+	return nil
+}
+
+// List implements store.Store, from memory: it is what the watch knows.
+func (s *Store) List(ctx context.Context, name string) ([]store.Entry, error) {
+	if err := store.CheckKey(name, "x"); err != nil {
+		return nil, fmt.Errorf("list %s: %w", name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, fmt.Errorf("list %s: %w", name, store.ErrClosed)
+	}
+	entries := make([]store.Entry, 0, len(s.bucket(name).entries))
+	for _, e := range s.bucket(name).entries {
+		e.Value = slices.Clone(e.Value)
+		entries = append(entries, e)
+	}
+	slices.SortFunc(entries, func(a, b store.Entry) int { return strings.Compare(a.Key, b.Key) })
+	return entries, ctx.Err()
+}
+
+// Close ends all watches and the connection. It is idempotent and waits.
+func (s *Store) Close() error {
+	s.once.Do(func() {
+		s.mu.Lock()
+		s.closed = true
+		close(s.done)
+		s.mu.Unlock()
+		s.conn.Close()
+		s.wg.Wait()
+		_ = s.mirror.close()
+	})
+	return nil
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
