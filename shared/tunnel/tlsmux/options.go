@@ -13,7 +13,7 @@ const (
 	defaultWriteTimeout  = 10 * time.Second
 	defaultMaxStreams    = 1024
 	defaultWindow        = 4 << 20
-	defaultMemoryCeiling = 128 << 20
+	defaultMemoryCeiling = 96 << 20
 	// acceptedMaxIncoming is how many streams an agent may hold open towards an
 	// edge, where only the control stream has a purpose today.
 	acceptedMaxIncoming = 16
@@ -37,8 +37,9 @@ type Options struct {
 	// Every stream starts with 256 KiB and grows while it is read fast.
 	Window int
 	// MemoryCeiling bounds the bytes a session holds that were received and not yet
-	// read; 0 means 128 MiB. Above it the stream that holds most is aborted. Windows
-	// cease to grow at a quarter of it.
+	// read; 0 means 96 MiB. Above it the stream that holds most is aborted. In sum
+	// windows grow by half of it. The process may need several times as much, for
+	// buffers that are not full and for garbage.
 	MemoryCeiling int
 	// ALPN is what both ends negotiate; empty means protocol.ALPN. Edges use another
 	// one among themselves.

@@ -34,6 +34,7 @@ type table struct {
 	opening  []chan struct{} // who waits for a credit, in order
 	controls int             // 1 while the control stream is open
 	unread   int             // bytes received and not yet read, of all open streams
+	grown    int             // how far the windows of open streams exceed the first, in sum
 	dropped  []uint32        // streams that the local yamux must be told to forget
 	dead     bool
 }
@@ -50,6 +51,9 @@ type recvHalf struct {
 }
 
 func (r *recvHalf) unread() int { return int(r.received - r.consumed) }
+
+// beyond is how far a window exceeds the one that every stream starts with.
+func beyond(window uint64) int { return int(max(window, initialWindow) - initialWindow) }
 
 // life is what a stream has been through; table.mu guards it.
 type life struct {
@@ -241,10 +245,10 @@ func (t *table) consume(st *stream, n int, now int64) (grant uint32) {
 	// A stream whose buffer is nearly empty is read as fast as it comes: the window
 	// may be what holds it back. One whose buffer is nearly full gains nothing from it.
 	switch unread := uint64(r.unread()); {
-	case unread <= r.window/4 && t.unread < t.opt.MemoryCeiling/4:
-		r.window = min(2*r.window, uint64(t.opt.Window))
+	case unread <= r.window/4:
+		t.resize(r, min(2*r.window, uint64(t.opt.Window)))
 	case unread > r.window/2:
-		r.window = max(r.window/2, minWindow)
+		t.resize(r, max(r.window/2, minWindow))
 	}
 	if r.consumed+r.window <= r.granted {
 		return 0
@@ -252,6 +256,18 @@ func (t *table) consume(st *stream, n int, now int64) (grant uint32) {
 	grant = uint32(r.consumed + r.window - r.granted)
 	r.granted += uint64(grant)
 	return grant
+}
+
+// resize changes a window. What is granted cannot be taken back, and readers may
+// all stall at once after a fast beginning: so together windows grow by half the
+// ceiling at most. The caller holds mu.
+func (t *table) resize(r *recvHalf, window uint64) {
+	more := beyond(window) - beyond(r.window)
+	if more > 0 && t.grown+more > t.opt.MemoryCeiling/2 {
+		return
+	}
+	t.grown += more
+	r.window = window
 }
 
 // fin notes the peer's END. It reports whether it is the first.
@@ -295,6 +311,7 @@ func (t *table) releaseIfClean(st *stream) {
 func (t *table) release(st *stream) {
 	st.life.released = true
 	t.unread -= st.recv.unread()
+	t.grown -= beyond(st.recv.window)
 	if st.control {
 		t.controls--
 	}
