@@ -40,8 +40,12 @@ type flow struct {
 	socket *net.UDPConn // towards the target
 }
 
-// burst is how many bytes a limited connection may have on its way at once.
-const burst = 4 << 10
+const (
+	// burst is how many bytes a limited connection may pass at once.
+	burst = 4 << 10
+	// queue is the relay's own memory for each direction of a limited connection.
+	queue = 4 << 10
+)
 
 // StartRelay relays to target (host:port) from a free port of 127.0.0.1.
 func StartRelay(tb testing.TB, target string) *Relay {
@@ -51,7 +55,7 @@ func StartRelay(tb testing.TB, target string) *Relay {
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	var err error
 	for range 20 { // until a port is free for both
-		if r.tcp, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		if r.tcp, err = (&net.ListenConfig{Control: smallSegments}).Listen(r.ctx, "tcp", "127.0.0.1:0"); err != nil {
 			break
 		}
 		at := r.tcp.Addr().(*net.TCPAddr)
@@ -169,8 +173,8 @@ func (r *Relay) relay(a *net.TCPConn) {
 		return
 	}
 	if limit != nil {
-		_ = a.SetReadBuffer(burst)
-		_ = a.SetWriteBuffer(burst)
+		_ = a.SetReadBuffer(queue)
+		_ = a.SetWriteBuffer(queue)
 	}
 	link := &relayed{a: a}
 	defer r.forget(link)
@@ -180,15 +184,15 @@ func (r *Relay) relay(a *net.TCPConn) {
 	if !r.passes() {
 		return
 	}
-	d := net.Dialer{Timeout: Patience}
+	d := net.Dialer{Timeout: Patience, Control: smallSegments}
 	out, err := d.DialContext(r.ctx, "tcp", r.target)
 	if err != nil {
 		return
 	}
 	b := out.(*net.TCPConn)
 	if limit != nil {
-		_ = b.SetReadBuffer(burst)
-		_ = b.SetWriteBuffer(burst)
+		_ = b.SetReadBuffer(queue)
+		_ = b.SetWriteBuffer(queue)
 	}
 	r.mu.Lock()
 	link.b = b

@@ -34,7 +34,7 @@ func FDs(tb testing.TB, pid int) int {
 	return len(entries)
 }
 
-// Metric reads one figure without labels from the edge's metrics.
+// Metric reads one figure from the edge's metrics, labels as they are printed.
 func (e *EdgeProcess) Metric(tb testing.TB, name string) float64 {
 	tb.Helper()
 	resp, err := http.Get("http://" + e.Status.Addresses["admin"] + "/metrics")
