@@ -114,8 +114,15 @@ func orDash(s string) string {
 	return s
 }
 
-// version is the version of this build, as the Go toolchain recorded it.
-func version() string {
+// version is set by the linker.
+var version string
+
+// buildVersion is the version of this build: the linker's, or what the Go toolchain
+// recorded.
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
@@ -130,5 +137,5 @@ func version() string {
 }
 
 func printVersion(w io.Writer) {
-	_, _ = fmt.Fprintf(w, "wormhole %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	_, _ = fmt.Fprintf(w, "wormhole %s %s %s/%s\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }

@@ -17,7 +17,7 @@ func (s *service) exposition() string {
 	status, done := s.agent.Status(), s.forward.Totals()
 	var x expositor
 	x.family("wormhole_agent_build_info", "gauge", "1, labelled with the version.")
-	x.sample(1, "version", version())
+	x.sample(1, "version", buildVersion())
 	x.single("wormhole_agent_start_time_seconds", "gauge", "Unix time of the agent's start.", float64(s.started.UnixMilli())/1000)
 	x.single("wormhole_agent_app_ready", "gauge", "1 while the app accepts requests.", oneIf(status.Ready))
 	x.single("wormhole_agent_draining", "gauge", "1 while the agent is leaving.", oneIf(status.Draining))

@@ -74,7 +74,7 @@ func serve(cfg *config, logger *slog.Logger) int {
 		Release:            cfg.release.id,
 		ReleaseDescription: cfg.release.description,
 		Branch:             cfg.release.branch,
-		Version:            version(),
+		Version:            buildVersion(),
 		AppProtocol:        cfg.endpoint.AppProtocol(),
 		RootCAs:            cfg.rootCAs,
 		Transport:          cfg.transport,
