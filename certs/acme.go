@@ -57,10 +57,13 @@ type ACMEConfig struct {
 	// that edges which learn of a host at once do not all begin at once (default 2s).
 	Spread time.Duration
 	// Lease is how long an edge that orders may be silent before another takes over
-	// (default 30s).
+	// (default 20s).
 	Lease time.Duration
 	// MaxSubdomains bounds the certificates below one wildcard (default 100).
 	MaxSubdomains int
+	// MaxSkew is how far this machine's clock may be from the CA's; beyond it nothing
+	// is ordered (default 10m).
+	MaxSkew time.Duration
 	// Limits are those of the CA (default: Let's Encrypt's published ones for its
 	// production directory, none for others).
 	Limits *Limits
@@ -133,8 +136,9 @@ func NewACME(cfg ACMEConfig, cache Cache, logger *slog.Logger) (*ACME, error) {
 	setDefault(&cfg.Parallel, 8)
 	setDefault(&cfg.Wait, 9*time.Second)
 	setDefault(&cfg.Spread, 2*time.Second)
-	setDefault(&cfg.Lease, 30*time.Second)
+	setDefault(&cfg.Lease, 20*time.Second)
 	setDefault(&cfg.MaxSubdomains, 100)
+	setDefault(&cfg.MaxSkew, 10*time.Minute)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -289,7 +293,7 @@ func (m *ACME) Retry(ctx context.Context, host string) error {
 		return fmt.Errorf("%s: %w", host, ErrUnknownName)
 	}
 	if _, _, err := m.load(ctx, host); err != nil && !errors.Is(err, ErrCacheMiss) {
-		if !errors.Is(err, errDamaged) {
+		if !errors.Is(err, ErrDamaged) {
 			return err
 		}
 		if err := m.cache.Delete(ctx, kindCertificate, host); err != nil {
@@ -298,7 +302,7 @@ func (m *ACME) Retry(ctx context.Context, host string) error {
 	}
 	err = m.cache.Update(ctx, kindHost, host, func(old []byte) ([]byte, error) {
 		rec, _ := decodeHost(old, host) // what is damaged is made anew
-		rec.Failures, rec.Error, rec.Next, rec.Tries = 0, "", 0, nil
+		rec.Failures, rec.Wrong, rec.Error, rec.Next, rec.Tries = 0, 0, "", 0, nil
 		return encodeJSON(rec)
 	})
 	if err != nil {

@@ -76,7 +76,7 @@ func (m *ACME) count(ctx context.Context, label, name, whose string, limit Limit
 		var times []int64
 		if old != nil {
 			if err := json.Unmarshal(old, &times); err != nil {
-				return nil, fmt.Errorf("%w: budget %s: %w", errDamaged, name, err)
+				return nil, fmt.Errorf("%w: budget %s: %w", ErrDamaged, name, err)
 			}
 		}
 		times = within(times, limit.Period, now)

@@ -17,6 +17,11 @@ import (
 // challenge is looked up.
 const tokenTimeout = time.Second
 
+// tokenSettles is how long after its answer was written the CA is told to look: by
+// then it has come to the memory of every edge, those too that do not know the host
+// yet and so would not look it up.
+const tokenSettles = 300 * time.Millisecond
+
 const (
 	challengePath = "/.well-known/acme-challenge/"
 	maxToken      = 128
@@ -35,28 +40,24 @@ func wantsChallenge(hello *tls.ClientHelloInfo) bool {
 // ChallengeCertificate returns the certificate that answers tls-alpn-01, whichever
 // edge ordered, or ErrUnknownName. The door must ask it for clients that offer
 // acme-tls/1 alone, and must not offer that protocol to anybody without such a
-// certificate. A name outside the policy is refused before anything is read.
+// certificate. For a name outside the policy no storage is read.
 func (m *ACME) ChallengeCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	host, err := hostname.Canonical(hello.ServerName)
 	if err != nil {
 		return nil, ErrUnknownName
 	}
-	if _, ok := m.allow(host); !ok {
-		return nil, ErrUnknownName
-	}
-	text := m.token(hello.Context(), alpnToken(host))
+	text := m.token(hello.Context(), alpnToken(host), host)
 	if text == nil {
 		return nil, ErrUnknownName
 	}
 	cert, err := tls.X509KeyPair(text, text)
 	if err != nil {
-		return nil, fmt.Errorf("%w: challenge of %s", errDamaged, host)
+		return nil, fmt.Errorf("%w: challenge of %s", ErrDamaged, host)
 	}
 	return &cert, nil
 }
 
-// HTTPHandler answers http-01 on the plain door for hosts that the policy allows,
-// whichever edge ordered. Everything else, and a token that is not ours, goes to
+// HTTPHandler answers http-01 on the plain door, whichever edge ordered. Everything else, and a token that is not ours, goes to
 // next: the app may order certificates itself.
 func (m *ACME) HTTPHandler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -80,10 +81,7 @@ func (m *ACME) httpAnswer(r *http.Request) []byte {
 	if err != nil {
 		return nil
 	}
-	if _, ok := m.allow(host); !ok {
-		return nil
-	}
-	return m.token(r.Context(), httpToken(token))
+	return m.token(r.Context(), httpToken(token), host)
 }
 
 // isToken reports whether s can be a token: base64url (RFC 8555, section 8.3).
@@ -98,14 +96,16 @@ func isToken(s string) bool {
 	return s != "" && len(s) <= maxToken
 }
 
-// token returns the answer to a challenge, or nil. What another edge wrote a moment
-// ago may not have come by the watch yet, so the cache is read, at a bounded rate:
-// strangers can ask for names that are allowed.
-func (m *ACME) token(ctx context.Context, name string) []byte {
+// token returns the answer to a challenge for host, or nil. What came by the watch
+// is answered for any host, as an edge that orders may have learnt of the host
+// before this one. For hosts that the policy allows, what another edge wrote a
+// moment ago is also looked up in the cache, at a bounded rate: strangers can ask
+// for names that are allowed.
+func (m *ACME) token(ctx context.Context, name, host string) []byte {
 	if v, ok := m.tokens.Load(name); ok {
 		return v.([]byte)
 	}
-	if !m.tokenReads.Allow() {
+	if _, ok := m.allow(host); !ok || !m.tokenReads.Allow() {
 		return nil
 	}
 	if ctx == nil {

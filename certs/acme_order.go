@@ -31,8 +31,6 @@ const (
 	challengeHTTP = "http-01"
 	challengeALPN = "tls-alpn-01"
 
-	// maxSkew is how far our clock may be from the CA's.
-	maxSkew = 10 * time.Minute
 	// soon is when to try again what failed for a reason of our own.
 	soon = 30 * time.Second
 	// maxAnswer bounds an answer of the CA; a chain has some 10 KiB.
@@ -41,6 +39,7 @@ const (
 
 var (
 	errUnreachable = errors.New("the CA cannot be reached")
+	errChallenge   = errors.New("the CA does not find its challenge answered")
 	errOneOrder    = errors.New("one order for each try")
 )
 
@@ -112,10 +111,10 @@ func ecdsaHello(host string) *tls.ClientHelloInfo {
 }
 
 // challengeFor is how the CA shall look at us this time: what worked last, and the
-// other one after each failure.
+// other one each time that the CA did not see the answer.
 func (m *ACME) challengeFor(rec hostRecord) string {
 	kind := m.preferred.Load().(string)
-	if m.cfg.HTTP01 && rec.Failures%2 == 1 {
+	if m.cfg.HTTP01 && rec.Wrong%2 == 1 {
 		if kind == challengeHTTP {
 			return challengeALPN
 		}
@@ -179,6 +178,13 @@ func (o *order) Put(ctx context.Context, key string, value []byte) error {
 		var back []byte
 		if back, err = o.m.cache.Get(ctx, kindToken, name); err == nil && !bytes.Equal(back, value) {
 			err = errors.New("the cache returned something else than was written")
+		}
+	}
+	if err == nil {
+		select {
+		case <-time.After(tokenSettles):
+		case <-ctx.Done():
+			err = ctx.Err()
 		}
 	}
 	o.mu.Lock()
@@ -291,7 +297,7 @@ func (o *order) learn(req *http.Request, resp *http.Response, body []byte) []byt
 	defer o.mu.Unlock()
 	o.silent = resp.StatusCode >= 500
 	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil && o.refusal == nil {
-		if skew := o.m.cfg.Now().Sub(date); skew.Abs() > maxSkew {
+		if skew := o.m.cfg.Now().Sub(date); skew.Abs() > o.m.cfg.MaxSkew {
 			o.refuse(fmt.Sprintf("this machine's clock differs from the CA's by %s, so nothing is ordered", skew.Round(time.Second)), 5*time.Minute)
 		}
 	}
@@ -369,7 +375,7 @@ func (o *order) explain(err error) error {
 	case o.refusal != nil:
 		return o.refusal
 	case o.problem != "":
-		return fmt.Errorf("%s: %s", o.challenge, o.problem)
+		return fmt.Errorf("%w: %s: %s", errChallenge, o.challenge, o.problem)
 	case o.silent:
 		return fmt.Errorf("%w: %w", errUnreachable, err)
 	case errors.As(err, &ca):
@@ -410,15 +416,15 @@ func (m *ACME) accountKey(ctx context.Context) (crypto.Signer, error) {
 	}
 	block, _ := pem.Decode(text)
 	if block == nil {
-		return nil, fmt.Errorf("%w: no key", errDamaged)
+		return nil, fmt.Errorf("%w: no key", ErrDamaged)
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errDamaged, err)
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("%w: the key cannot sign", errDamaged)
+		return nil, fmt.Errorf("%w: the key cannot sign", ErrDamaged)
 	}
 	return signer, nil
 }

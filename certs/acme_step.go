@@ -81,7 +81,7 @@ func (m *ACME) orderUnder(ctx context.Context, h *acmeHost, l *lease, rec hostRe
 		m.log.Info("certificate obtained", "host", h.name, "serial", serial(cert.Leaf), "not_after", cert.Leaf.NotAfter,
 			"challenge", kind, "duration", time.Since(began))
 		m.giveBack(l, func(rec *hostRecord) {
-			rec.Tries, rec.Failures, rec.Error, rec.Next = nil, 0, "", 0
+			rec.Tries, rec.Failures, rec.Wrong, rec.Error, rec.Next = nil, 0, 0, "", 0
 			rec.Issued = append(within(rec.Issued, 7*24*time.Hour, now), now.Unix())
 		})
 		return outcome{}
@@ -106,6 +106,9 @@ func (m *ACME) orderUnder(ctx context.Context, h *acmeHost, l *lease, rec hostRe
 	next := now.Add(m.afterFailure(rec.Failures+1, err))
 	m.giveBack(l, func(rec *hostRecord) {
 		rec.Failures++
+		if errors.Is(err, errChallenge) {
+			rec.Wrong++
+		}
 		rec.Error, rec.Next = err.Error(), next.Unix()
 	})
 	return outcome{state: StateFailed, err: err, due: next, fresh: true}
@@ -221,7 +224,7 @@ func (m *ACME) keep(ctx context.Context, l *lease, cert *tls.Certificate) error 
 			}
 			return value, nil
 		})
-		if err == nil || errors.Is(err, errLeaseLost) || errors.Is(err, errDamaged) {
+		if err == nil || errors.Is(err, errLeaseLost) || errors.Is(err, ErrDamaged) {
 			return err
 		}
 		m.log.Warn("new certificate cannot be stored, trying again", "host", l.host, "err", err)

@@ -19,13 +19,17 @@ const (
 // returned for an entry that cannot be read.
 var ErrCacheMiss = errors.New("not in the cache")
 
+// ErrDamaged says that an entry is not what was written. It is never taken for an
+// entry that is not there: that would order again.
+var ErrDamaged = errors.New("damaged entry in the certificate cache")
+
 // Cache is the durable state that all edges share which order certificates from
 // one account. All methods may be called concurrently, by several processes too,
 // and heed ctx. Values returned belong to the caller, those passed in are not
 // kept.
 type Cache interface {
-	// Get returns an entry or ErrCacheMiss. Any other error means that it is not
-	// known whether there is one.
+	// Get returns an entry, ErrCacheMiss, or an error that wraps ErrDamaged. Any other
+	// error means that it is not known whether there is one.
 	Get(ctx context.Context, kind, name string) ([]byte, error)
 	// Put writes an entry. When it returns nil, every edge's Get finds it.
 	Put(ctx context.Context, kind, name string, value []byte) error

@@ -9,15 +9,10 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 )
-
-// errDamaged says that an entry of the cache is not what was written. It must never
-// be taken for an entry that is not there: that would order again.
-var errDamaged = errors.New("damaged entry in the certificate cache")
 
 // certRecord is a certificate in the cache.
 type certRecord struct {
@@ -47,11 +42,11 @@ func encodeCert(cert *tls.Certificate, fence uint64) ([]byte, error) {
 }
 
 // decodeCert checks an entry as a whole: its sum, that key and leaf belong
-// together, and that the leaf is for host. Every error is errDamaged. Age is not
+// together, and that the leaf is for host. Every error is ErrDamaged. Age is not
 // looked at.
 func decodeCert(value []byte, host string, chains *interned) (*tls.Certificate, uint64, error) {
 	damaged := func(why string) (*tls.Certificate, uint64, error) {
-		return nil, 0, fmt.Errorf("%w: certificate of %s: %s", errDamaged, host, why)
+		return nil, 0, fmt.Errorf("%w: certificate of %s: %s", ErrDamaged, host, why)
 	}
 	var rec certRecord
 	if err := json.Unmarshal(value, &rec); err != nil {
@@ -130,6 +125,7 @@ type hostRecord struct {
 
 	Tries    []int64 `json:"tries,omitempty"`    // begun since the last success, Unix seconds, of the last hour
 	Failures int     `json:"failures,omitempty"` // since the last success
+	Wrong    int     `json:"wrong,omitempty"`    // of these, challenges that the CA did not find answered
 	Error    string  `json:"error,omitempty"`    // of the last failure
 	Next     int64   `json:"next,omitempty"`     // no try before, Unix seconds
 	Issued   []int64 `json:"issued,omitempty"`   // of the last week, Unix seconds
@@ -140,7 +136,7 @@ func decodeHost(value []byte, host string) (rec hostRecord, err error) {
 		return rec, nil
 	}
 	if err := json.Unmarshal(value, &rec); err != nil {
-		return rec, fmt.Errorf("%w: orders for %s: %w", errDamaged, host, err)
+		return rec, fmt.Errorf("%w: orders for %s: %w", ErrDamaged, host, err)
 	}
 	return rec, nil
 }

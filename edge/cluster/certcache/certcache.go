@@ -77,14 +77,20 @@ func (c *Cache) Get(ctx context.Context, kind, name string) ([]byte, error) {
 		return e.Value, nil
 	case errors.Is(err, store.ErrNotFound):
 		return nil, certs.ErrCacheMiss
-	case c.mirror == nil || kind != mirrored:
-		return nil, err
+	case c.mirror != nil && kind == mirrored:
+		if own, err := c.mirror.Get(ctx, bucket, key); err == nil {
+			return own.Value, nil
+		}
 	}
-	own, ownErr := c.mirror.Get(ctx, bucket, key)
-	if ownErr != nil {
-		return nil, err
+	return nil, damaged(err)
+}
+
+// damaged tells the store's word for damage in the cache's.
+func damaged(err error) error {
+	if errors.Is(err, store.ErrCorrupt) {
+		return fmt.Errorf("%w: %w", certs.ErrDamaged, err)
 	}
-	return own.Value, nil
+	return err
 }
 
 // Put implements certs.Cache.
@@ -104,7 +110,7 @@ func (c *Cache) Update(ctx context.Context, kind, name string, change func(old [
 		e, err := c.shared.Get(ctx, bucket, key)
 		exists := err == nil
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return err
+			return damaged(err)
 		}
 		old := e.Value
 		if exists && old == nil {
