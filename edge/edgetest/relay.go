@@ -44,7 +44,7 @@ const (
 	// burst is how many bytes a limited connection may pass at once.
 	burst = 4 << 10
 	// queue is the relay's own memory for each direction of a limited connection.
-	queue = 4 << 10
+	queue = 12 << 10
 )
 
 // StartRelay relays to target (host:port) from a free port of 127.0.0.1.
