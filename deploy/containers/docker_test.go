@@ -21,9 +21,10 @@ const (
 	edgeImage  = "wormhole/edge:latest"
 	agentImage = "wormhole/agent:latest"
 	debian     = "debian:bookworm-slim"
+	golang     = "golang:1.26-bookworm"
 )
 
-var baseImages = []string{debian, "node:20-bookworm-slim", "golang:1.26-bookworm"}
+var baseImages = []string{debian, "node:20-bookworm-slim", golang}
 
 func TestMain(m *testing.M) {
 	if reason := prepare(); reason != nil {
