@@ -172,6 +172,7 @@ func (d *quicDoor) enter(conn *quic.Conn) {
 func (d *quicDoor) serve(c *h3Conn, w http.ResponseWriter, r *http.Request) {
 	c.active.Add(1)
 	defer c.active.Add(-1)
+	lookForBody(w, r)
 	d.in.serveVisitor(w, r)
 }
 
