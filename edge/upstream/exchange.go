@@ -76,6 +76,10 @@ func (p *Pool) Do(ctx context.Context, r *Request) (*Response, error) {
 	if err != nil {
 		return nil, openError(ctx, err)
 	}
+	if !p.begin() {
+		p.retire(c) // it carries nothing
+		return nil, draining()
+	}
 	x := &Response{
 		pool: p, c: c, req: r, times: r.Timeouts.withDefaults(),
 		base: c.written, kept: c.exchanges > 0,
@@ -85,6 +89,7 @@ func (p *Pool) Do(ctx context.Context, r *Request) (*Response, error) {
 	c.expect(appTurn, x.times.Header)
 	x.stop = context.AfterFunc(ctx, c.abort)
 	x.send(text)
+	p.sent()
 	if err := x.receive(); err != nil {
 		failure := x.failure(ctx, err)
 		x.Close()

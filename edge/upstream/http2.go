@@ -81,6 +81,9 @@ func (p *Pool) doHTTP2(ctx context.Context, r *Request) (*Response, error) {
 	if _, err := r.appendHead(nil); err != nil { // the same rules as over HTTP/1.1
 		return nil, &Error{Stage: NotSent, Cause: BadRequest, Err: err}
 	}
+	if p.refusing.Load() {
+		return nil, draining()
+	}
 	transport, err := p.http2Transport()
 	if err != nil {
 		return nil, openError(ctx, err)

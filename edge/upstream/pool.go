@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"wormhole/shared/protocol"
@@ -36,10 +37,11 @@ type Config struct {
 
 // Limits that need no setting.
 const (
-	maxKeepAlive  = 60 * time.Second      // whatever the app promises
-	retireTime    = time.Second           // for the app to close after our END
-	retireTick    = 20 * time.Millisecond // how often to look whether it has
-	queueInterval = 50 * time.Millisecond // how often to try again without being woken
+	maxKeepAlive  = 60 * time.Second       // whatever the app promises
+	retireTime    = time.Second            // for the app to close after our END
+	retireTick    = 20 * time.Millisecond  // how often to look whether it has
+	queueInterval = 50 * time.Millisecond  // how often to try again without being woken
+	headTime      = 200 * time.Millisecond // for heads that are being written when a drain begins
 )
 
 var errPoolClosed = errors.New("tunnel closed")
@@ -51,6 +53,9 @@ type Pool struct {
 	cfg     Config
 	buffers *Buffers
 	epoch   time.Time // what deadlines count from
+
+	refusing atomic.Bool  // no further exchange begins
+	sending  atomic.Int64 // exchanges between their beginning and the end of their head
 
 	mu       sync.Mutex // guards the fields below
 	conns    map[*conn]struct{}
@@ -107,10 +112,14 @@ func (p *Pool) Stats() (active, idle int) {
 	return len(p.conns) - idle - len(p.retired), idle
 }
 
-// CloseIdle closes the streams that carry no request and keeps none from now on.
-// Exchanges that run go on, and new ones open streams of their own: it is what a
-// draining tunnel needs. The app sees the end of its input, not a reset.
+// CloseIdle closes the streams that carry no request and keeps none from now on: it
+// is what a draining tunnel needs. Exchanges that run go on. New ones are refused as
+// a draining agent refuses them, so that they may be sent elsewhere; when CloseIdle
+// returns, every head of a request that will be sent has been. The app sees the end
+// of its input, not a reset.
 func (p *Pool) CloseIdle() {
+	p.refusing.Store(true)
+	p.awaitHeads()
 	p.mu.Lock()
 	p.draining = true
 	idle := p.idle
@@ -123,6 +132,34 @@ func (p *Pool) CloseIdle() {
 	if http2 != nil {
 		http2.CloseIdleConnections()
 	}
+}
+
+// begin reports whether an exchange may be sent now; sent must follow if so. The
+// order, count first and then look, is what makes CloseIdle's promise true.
+func (p *Pool) begin() bool {
+	p.sending.Add(1)
+	if p.refusing.Load() {
+		p.sending.Add(-1)
+		return false
+	}
+	return true
+}
+
+// sent follows begin when the head has been written.
+func (p *Pool) sent() { p.sending.Add(-1) }
+
+// awaitHeads waits until no head is being written. One that the agent does not take
+// is not waited for: the agent cannot be hurt by what it does not read.
+func (p *Pool) awaitHeads() {
+	const look = 100 * time.Microsecond
+	for waited := time.Duration(0); p.sending.Load() > 0 && waited < headTime; waited += look {
+		time.Sleep(look)
+	}
+}
+
+// draining is what a request is told that came too late.
+func draining() *Error {
+	return &Error{Stage: NotSent, Cause: Unreachable, Err: &Refused{Answer: protocol.AnswerDraining}}
 }
 
 // DropIdle closes the streams that carry no request now, without a reset. Unlike

@@ -442,6 +442,46 @@ func TestCloseIdleLetsExchangesFinish(t *testing.T) {
 	waitFor(t, func() bool { return o.Open() == 0 })
 }
 
+func TestAfterCloseIdleNoRequestIsSent(t *testing.T) {
+	var drained, late atomic.Bool
+	o := upstreamtest.NewHTTP(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if drained.Load() {
+			late.Store(true)
+		}
+		_, _ = io.WriteString(w, "hello")
+	}))
+	for range 20 {
+		drained.Store(false)
+		p := newPool(t, o, upstream.Config{})
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for {
+					_, _, err := exchange(t, p, get("/"))
+					if err == nil {
+						continue
+					}
+					var failure *upstream.Error
+					var refused *upstream.Refused
+					if !errors.As(err, &failure) || failure.Stage != upstream.NotSent || !errors.As(err, &refused) || refused.Answer != protocol.AnswerDraining {
+						t.Errorf("got %v, want a refusal before anything is sent", err)
+					}
+					return
+				}
+			})
+		}
+		waitFor(t, func() bool { return o.Opened() > 0 })
+		p.CloseIdle()
+		// Whoever was being answered may finish.
+		waitFor(t, func() bool { active, _ := p.Stats(); return active == 0 })
+		drained.Store(true)
+		wg.Wait()
+	}
+	if late.Load() {
+		t.Error("a request reached the app after the drain")
+	}
+}
+
 func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(5 * time.Second)
