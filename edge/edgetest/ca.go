@@ -20,7 +20,6 @@ import (
 type CA struct {
 	File string // its certificate, PEM
 
-	dir  string
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
@@ -28,11 +27,11 @@ type CA struct {
 // NewCA makes an authority that lives as long as the test.
 func NewCA(tb testing.TB) *CA {
 	tb.Helper()
-	ca := &CA{dir: tb.TempDir(), key: newKey(tb)}
+	ca := &CA{key: newKey(tb)}
 	template := &x509.Certificate{
 		Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
-	ca.File, ca.cert = ca.sign(tb, "ca.pem", template, template, ca.key)
+	ca.File, ca.cert = ca.sign(tb, template, template, ca.key)
 	return ca
 }
 
@@ -40,7 +39,7 @@ func NewCA(tb testing.TB) *CA {
 func (ca *CA) Issue(tb testing.TB, names ...string) (certFile, keyFile string) {
 	tb.Helper()
 	key := newKey(tb)
-	certFile, _ = ca.sign(tb, "cert.pem", &x509.Certificate{
+	certFile, _ = ca.sign(tb, &x509.Certificate{
 		Subject: pkix.Name{CommonName: names[0]}, DNSNames: names, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}, ca.cert, key)
@@ -48,10 +47,10 @@ func (ca *CA) Issue(tb testing.TB, names ...string) (certFile, keyFile string) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return certFile, ca.write(tb, "key.pem", "PRIVATE KEY", der)
+	return certFile, writePEM(tb, "PRIVATE KEY", der)
 }
 
-func (ca *CA) sign(tb testing.TB, file string, template, parent *x509.Certificate, key *ecdsa.PrivateKey) (string, *x509.Certificate) {
+func (ca *CA) sign(tb testing.TB, template, parent *x509.Certificate, key *ecdsa.PrivateKey) (string, *x509.Certificate) {
 	tb.Helper()
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
@@ -67,12 +66,12 @@ func (ca *CA) sign(tb testing.TB, file string, template, parent *x509.Certificat
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return ca.write(tb, file, "CERTIFICATE", der), cert
+	return writePEM(tb, "CERTIFICATE", der), cert
 }
 
-func (ca *CA) write(tb testing.TB, file, kind string, der []byte) string {
+func writePEM(tb testing.TB, kind string, der []byte) string {
 	tb.Helper()
-	path := filepath.Join(ca.dir, file)
+	path := filepath.Join(tb.TempDir(), "pem")
 	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
 		tb.Fatal(err)
 	}

@@ -28,7 +28,7 @@ const (
 //
 //	GET  /get?n=N       Content of the id, N bytes; &ms=M waits before;
 //	                    &halt=H stops after H bytes until the client leaves
-//	POST /post          length and hash of the body; &ms=M waits before
+//	POST /post          length and hash of the body, with any method; &ms=M waits before
 //	GET  /ws            a WebSocket that echoes
 //	GET  /sse?ms=M      an event every M milliseconds, numbered from 0
 //	                    the gRPC method Chat echoes
@@ -47,7 +47,7 @@ func NewApp(name string, log *Log) *App {
 	a := &App{name: name, log: log, grpc: newChatServer(), mux: http.NewServeMux()}
 	a.leaving, a.leave = context.WithCancel(context.Background())
 	a.mux.HandleFunc("GET /get", a.get)
-	a.mux.HandleFunc("POST /post", a.post)
+	a.mux.HandleFunc("/post", a.post)
 	a.mux.HandleFunc("GET /ws", a.chat)
 	a.mux.HandleFunc("GET /sse", a.events)
 	return a

@@ -12,6 +12,7 @@ import (
 	"net/http/httptrace"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
@@ -158,52 +159,84 @@ func (c *Client) useQUIC() {
 	}
 }
 
-// do sends one request and reads the whole answer. A body of nil is a GET.
-func (c *Client) do(ctx context.Context, id, path string, body []byte) (status int, header http.Header, answer []byte, err error) {
+// Question is one request of a test's own.
+type Question struct {
+	Method  string // GET when empty
+	Path    string // with its query
+	Body    []byte
+	Chunked bool   // send the body without its length
+	ID      string // made when empty
+}
+
+// Reply is what came of it.
+type Reply struct {
+	ID     string
+	Status int // 0 without an answer
+	Header http.Header
+	Body   []byte
+	Err    error // also when the answer's body did not come to its end
+	Took   time.Duration
+}
+
+// Ask sends one request, stamped with an id, and reads the whole answer.
+func (c *Client) Ask(ctx context.Context, q Question) Reply {
+	if q.ID == "" {
+		q.ID = newID()
+	}
+	if q.Method == "" {
+		q.Method = http.MethodGet
+	}
+	began := time.Now()
 	for {
-		sent, resent := new(sending), false
-		status, header, answer, err = c.once(httptrace.WithClientTrace(ctx, sent.trace()), id, path, body)
+		sent := new(sending)
+		reply := c.once(httptrace.WithClientTrace(ctx, sent.trace()), q)
 		// A kept connection that was closed before anything was written to it was never
 		// a connection to send on.
-		resent = err != nil && c.proto == "h1" && sent.nothing() && ctx.Err() == nil
-		if !resent {
-			return status, header, answer, err
+		if reply.Err == nil || reply.Status != 0 || c.proto != "h1" || !sent.nothing() || ctx.Err() != nil {
+			reply.ID, reply.Took = q.ID, time.Since(began)
+			return reply
 		}
 	}
 }
 
-func (c *Client) once(ctx context.Context, id, path string, body []byte) (int, http.Header, []byte, error) {
-	r, err := c.request(ctx, id, path, body)
+func (c *Client) once(ctx context.Context, q Question) (reply Reply) {
+	r, err := c.request(ctx, q)
 	if err != nil {
-		return 0, nil, nil, err
+		return Reply{Err: err}
 	}
 	resp, err := c.http.Do(r)
 	if err != nil {
-		return 0, nil, nil, err
+		return Reply{Err: err}
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, resp.Header, answer, err
+	reply.Status, reply.Header = resp.StatusCode, resp.Header
+	reply.Body, reply.Err = io.ReadAll(resp.Body)
+	return reply
 }
 
-func (c *Client) request(ctx context.Context, id, path string, body []byte) (*http.Request, error) {
-	method := http.MethodGet
-	var reader io.Reader
-	if body != nil {
-		method, reader = http.MethodPost, bytes.NewReader(body)
+func (c *Client) request(ctx context.Context, q Question) (*http.Request, error) {
+	var body io.Reader
+	if q.Body != nil {
+		body = bytes.NewReader(q.Body)
 	}
-	r, err := http.NewRequestWithContext(ctx, method, c.url+path, reader)
+	if q.Chunked {
+		body = struct{ io.Reader }{body}
+	}
+	r, err := http.NewRequestWithContext(ctx, q.Method, c.url+q.Path, body)
 	if err != nil {
 		return nil, err
 	}
-	r.Header.Set(IDHeader, id)
-	if c.proto == "h1" {
+	r.Header.Set(IDHeader, q.ID)
+	switch {
+	case c.proto == "h1":
 		// Without GetBody, net/http takes a request with a body for one that cannot be
 		// sent twice. An empty body is found to be empty and does not reach the wire.
 		r.GetBody = nil
-		if body == nil {
+		if q.Body == nil {
 			r.Body = empty{}
 		}
+	case q.Body != nil: // what a server did not process may be sent again
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(q.Body)), nil }
 	}
 	return r, nil
 }

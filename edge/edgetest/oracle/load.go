@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -194,42 +195,41 @@ func (l *Load) request(kind Kind, c *Client, due time.Duration) Result {
 	ctx, cancel := context.WithTimeout(context.Background(), l.plan.Patience)
 	defer cancel()
 	r := Result{ID: newID(), Kind: kind, Proto: c.proto, Due: due}
-	var body, want []byte
-	path := fmt.Sprintf("?ms=%d", l.plan.Pause.Milliseconds())
+	q := Question{ID: r.ID}
+	var want []byte
+	pause := l.plan.Pause.Milliseconds()
 	switch kind {
 	case Post:
-		body = Content(r.ID, 8<<10)
-		r.length, r.posted = int64(len(body)), Hash(body)
+		q.Method, q.Path, q.Body = http.MethodPost, fmt.Sprintf("/post?ms=%d", pause), Content(r.ID, 8<<10)
+		r.length, r.posted = int64(len(q.Body)), Hash(q.Body)
 		want = fmt.Appendf(nil, "%d %s\n", r.length, r.posted)
-		path = "/post" + path
 	case LargeGet:
-		want = Content(r.ID, 1<<20)
-		path = "/get?n=1048576"
+		q.Path, want = "/get?n=1048576", Content(r.ID, 1<<20)
 	default:
-		want = Content(r.ID, 1<<10)
-		path = "/get" + path + "&n=1024"
+		q.Path, want = fmt.Sprintf("/get?n=1024&ms=%d", pause), Content(r.ID, 1<<10)
 	}
-	status, header, answer, err := c.do(ctx, r.ID, path, body)
+	reply := c.Ask(ctx, q)
 	r.Took = time.Since(l.began) - due
-	r.App = header.Get(AppHeader)
-	r.Fault = judge(status, r.App, answer, want, err)
+	r.App = reply.Header.Get(AppHeader)
+	r.Fault = judge(reply, want)
 	return r
 }
 
 // judge says what is wrong with an answer, empty if nothing is.
-func judge(status int, app string, got, want []byte, err error) string {
+func judge(r Reply, want []byte) string {
+	app := r.Header.Get(AppHeader)
 	switch {
-	case err != nil && status == 0:
-		return "no answer: " + cause(err)
-	case err != nil:
-		return fmt.Sprintf("cut after %d of %d bytes: %s", len(got), len(want), cause(err))
+	case r.Status == 0:
+		return "no answer: " + cause(r.Err)
+	case r.Err != nil:
+		return fmt.Sprintf("cut after %d of %d bytes: %s", len(r.Body), len(want), cause(r.Err))
 	case app == "":
-		return fmt.Sprintf("status %d, not from the app: %.200s", status, brief(got))
-	case status != 200:
-		return fmt.Sprintf("status %d from the app", status)
-	case len(got) < len(want):
-		return fmt.Sprintf("truncated and looks whole: %d of %d bytes", len(got), len(want))
-	case string(got) != string(want):
+		return fmt.Sprintf("status %d, not from the app: %.200s", r.Status, brief(r.Body))
+	case r.Status != http.StatusOK:
+		return fmt.Sprintf("status %d from the app", r.Status)
+	case len(r.Body) < len(want):
+		return fmt.Sprintf("truncated and looks whole: %d of %d bytes", len(r.Body), len(want))
+	case string(r.Body) != string(want):
 		return "altered bytes"
 	}
 	return ""

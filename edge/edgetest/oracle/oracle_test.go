@@ -193,10 +193,10 @@ func TestClientsDoNotSendAgainWhatWasSent(t *testing.T) {
 		}
 	})
 	c := newClient(t, ClientConfig{Proto: "h1", URL: "http://example.com", Addr: At(l.Addr().String())})
-	if status, _, _, err := c.do(t.Context(), "1", "/", nil); err != nil || status != 200 {
-		t.Fatalf("first request: %d, %v", status, err)
+	if r := c.Ask(t.Context(), Question{Path: "/"}); r.Err != nil || r.Status != 200 {
+		t.Fatalf("first request: %d, %v", r.Status, r.Err)
 	}
-	if _, _, _, err := c.do(t.Context(), "2", "/", nil); err == nil {
+	if r := c.Ask(t.Context(), Question{Path: "/"}); r.Err == nil {
 		t.Error("the second request was answered, want an error")
 	}
 	if n := requests.Load(); n != 2 || c.Dialed() != 1 {
@@ -215,8 +215,8 @@ func TestAnEmptyBodyDoesNotReachTheWire(t *testing.T) {
 		encoding.Store(fmt.Sprint(r.TransferEncoding))
 	})
 	c := startApp(t, h, "h1")
-	if _, _, _, err := c.do(t.Context(), "1", "/", nil); err != nil {
-		t.Fatal(err)
+	if r := c.Ask(t.Context(), Question{Path: "/"}); r.Err != nil {
+		t.Fatal(r.Err)
 	}
 	if length.Load() != 0 || encoding.Load() != "[]" {
 		t.Errorf("GET has length %d and encoding %v, want none", length.Load(), encoding.Load())
