@@ -16,7 +16,7 @@ FAULTS_TIMEOUT     ?= 90m
 GOLANGCI_LINT      ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
 
 .DEFAULT_GOAL := help
-.PHONY: help build cross test race e2e containers images bench fuzz lint fmt demo faults clean helm
+.PHONY: help build cross test race e2e containers images bench fuzz lint fmt demo faults clean helm packages
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,3 +79,6 @@ clean: ## remove what the targets above made
 # come through the Go proxy and are no dependencies of the product.
 helm: ## Helm chart, Kubernetes examples, alerts and dashboard, checked against schemas and live metrics
 	cd deploy/lint && $(GO) vet ./... && $(GO) test -count=1 -timeout 10m ./...
+
+packages: ## all that a release hands out, into dist/: binaries, deb, rpm, bills of materials, SHA256SUMS
+	deploy/packages/build.sh $(VERSION) dist
