@@ -1,0 +1,162 @@
+package printed_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"wormhole/deploy/printed"
+	"wormhole/deploy/rig"
+	"wormhole/edge/edgetest"
+)
+
+// blocks are those of every document that people read.
+func blocks(t *testing.T) (root string, out []printed.Block) {
+	t.Helper()
+	root, err := rig.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := []string{"README.md", "CONTRIBUTING.md"}
+	more, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	if err != nil || len(more) == 0 {
+		t.Fatalf("no docs: %v", err)
+	}
+	for _, f := range more {
+		files = append(files, filepath.Join("docs", filepath.Base(f)))
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(filepath.Join(root, f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found, err := printed.Blocks(f, string(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, found...)
+	}
+	return root, out
+}
+
+func TestEveryPrintedCommandIsRunOrSaysWhyNot(t *testing.T) {
+	_, all := blocks(t)
+	counts := map[string]int{}
+	for _, b := range all {
+		counts[b.Key]++
+		switch {
+		case b.Language == "sh" && b.Key == "run" && b.Value != "", b.Language == "dockerfile" && b.Key == "build" && b.Value != "":
+		case b.Language == "dockerfile" && b.Key == "fragment":
+			whole := false
+			for _, other := range all {
+				whole = whole || other.Key == "build" && strings.Contains(other.Text, strings.TrimSpace(b.Text))
+			}
+			if !whole {
+				t.Errorf("%s: no Dockerfile that is built has this in it:\n%s", b, b.Text)
+			}
+		case b.Language == "sh" && b.Key == "skip" && b.Value != "":
+			t.Logf("%s: not run: %s", b, b.Value)
+		case b.Language == "sh" || b.Language == "dockerfile":
+			t.Errorf("%s: say run=, build= or skip= behind the language", b)
+		}
+	}
+	if counts["run"] == 0 || counts["build"] == 0 {
+		t.Errorf("nothing is run: %v", counts)
+	}
+	t.Log(counts)
+}
+
+// TestServerCommandsWorkAsPrinted is the scene "server": a machine of its own
+// (namespaces of network, mounts and users) on which edge1.example.com is this
+// machine, with the two programs, an app on port 8000, and the certificate that
+// the commands name. The commands themselves run unchanged, in the order in which
+// README.md and docs/ print them.
+func TestServerCommandsWorkAsPrinted(t *testing.T) {
+	if text, err := exec.Command("unshare", "-rmn", "true").CombinedOutput(); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("no namespaces: %v: %s", err, text)
+		}
+		t.Skipf("no namespaces: %v: %s", err, text)
+	}
+	root, all := blocks(t)
+	dir := t.TempDir()
+	programs, err := edgetest.Build(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := edgetest.NewCA(t)
+	cert, key := ca.Issue(t, "edge1.example.com", "app.example.com")
+	copyFile(t, cert, filepath.Join(dir, "fullchain.pem"))
+	copyFile(t, key, filepath.Join(dir, "key.pem"))
+	copyFile(t, filepath.Join(root, "deploy/demo/index.js"), filepath.Join(dir, "index.js"))
+	write(t, filepath.Join(dir, "hosts"), "127.0.0.1 localhost edge1.example.com app.example.com\n::1 localhost\n")
+
+	var script strings.Builder
+	script.WriteString(`set -euo pipefail
+ip link set lo up
+mount --bind hosts /etc/hosts
+mount -t tmpfs tmpfs /var/lib
+export SERVER_NAME=statler PORT=8000
+trap 'kill $(jobs -p) 2>/dev/null || :' EXIT
+# await COMMAND...: until it succeeds
+await() { for _ in $(seq 300); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; echo "in vain: $*" >&2; return 1; }
+answers() { curl -fsS --cacert ca.pem https://app.example.com/ | grep -q 'You have reached'; }
+`)
+	// What stays in the foreground for a person is put into the background here; its
+	// text is not changed.
+	ready := map[string]string{"edge serve": "edge status", "wormhole node": "answers"}
+	ran := 0
+	for _, b := range all {
+		if b.Key != "run" || b.Value != "server" {
+			continue
+		}
+		ran++
+		for line := range strings.Lines(b.Text) {
+			line = strings.TrimSuffix(line, "\n")
+			script.WriteString("echo '== " + b.String() + "'; set -x\n")
+			background := false
+			for what, condition := range ready {
+				if strings.Contains(line, what) && !strings.HasSuffix(line, "&") {
+					script.WriteString(line + " &\n{ set +x; } 2>/dev/null\nawait " + condition + "\n")
+					background = true
+				}
+			}
+			if !background {
+				script.WriteString(line + "\n{ set +x; } 2>/dev/null\n")
+			}
+		}
+	}
+	if ran < 3 {
+		t.Fatalf("only %d blocks found", ran)
+	}
+	script.WriteString("answers; wormhole --health; echo 'all of it ran'\n")
+	write(t, filepath.Join(dir, "script"), script.String())
+
+	cmd := exec.CommandContext(t.Context(), "unshare", "-rmn", "--pid", "--fork", "--kill-child", "bash", "script")
+	cmd.Dir, cmd.WaitDelay = dir, 5*time.Second
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(programs.Edge)+":"+os.Getenv("PATH")+":/usr/sbin:/sbin", "SSL_CERT_FILE="+filepath.Join(dir, "ca.pem"), "http_proxy=", "https_proxy=", "HTTPS_PROXY=", "HTTP_PROXY=")
+	copyFile(t, ca.File, filepath.Join(dir, "ca.pem"))
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "all of it ran") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	text, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, to, string(text))
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
