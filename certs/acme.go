@@ -231,7 +231,7 @@ func (m *ACME) await(hello *tls.ClientHelloInfo, h *acmeHost) (*tls.Certificate,
 		if c != nil && now.Before(c.notAfter) {
 			return c.tls, nil
 		}
-		if state == StateFailed && now.Before(next) || state == StateBlocked {
+		if now.Before(next) || state == StateBlocked {
 			if c != nil {
 				return c.tls, nil
 			}
@@ -374,7 +374,7 @@ func (m *ACME) demand(h *acmeHost) {
 	now := m.cfg.Now()
 	h.mu.Lock()
 	h.urgent = true
-	if !h.running && h.state != StateBlocked && !now.Before(h.next) && (h.due.IsZero() || h.due.After(now)) {
+	if !h.running && h.state != StateBlocked && !now.Before(h.next) && (h.due.IsZero() || h.due.Sub(now) > lookAgain) {
 		h.due = now
 	}
 	h.mu.Unlock()

@@ -30,7 +30,7 @@ type acmeHost struct {
 	mu      sync.Mutex // guards below
 	state   State
 	err     string        // why it is failed, blocked or waiting
-	next    time.Time     // no order before, if it failed
+	next    time.Time     // no order before, if one failed or was put off
 	due     time.Time     // when to look after it again; zero for not at all
 	running bool          // somebody looks after it now
 	urgent  bool          // a handshake waits

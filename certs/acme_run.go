@@ -212,8 +212,9 @@ func (m *ACME) attend(ctx context.Context, h *acmeHost) {
 		h.err = out.err.Error()
 	}
 	h.next = time.Time{}
-	if out.state == StateFailed {
-		h.next = out.due
+	var off *putOff
+	if out.state == StateFailed || errors.As(out.err, &off) {
+		h.next = out.due // no visitor hurries it
 	}
 	if out.state != StateBlocked {
 		h.blocked = 0

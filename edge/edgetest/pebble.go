@@ -233,7 +233,8 @@ func (p *Pebble) StartNode(tb testing.TB, i int, storeDir string, change ...func
 // StartAgent starts an agent with tunnels to nodes 1 to n.
 func (p *Pebble) StartAgent(tb testing.TB, c AgentConfig, nodes ...*Node) *Agent {
 	tb.Helper()
-	c.Change = func(cfg *agent.Config, _ *forward.Config) {
+	change := c.Change
+	c.Change = func(cfg *agent.Config, f *forward.Config) {
 		cfg.Edges = nil
 		for i := range nodes {
 			cfg.Edges = append(cfg.Edges, net.JoinHostPort(fmt.Sprintf("edge%d.localhost", i+1), p.HTTPS))
@@ -241,6 +242,9 @@ func (p *Pebble) StartAgent(tb testing.TB, c AgentConfig, nodes ...*Node) *Agent
 		cfg.Resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
 			addr, err := netip.ParseAddr("127.0.0." + strings.TrimSuffix(strings.TrimPrefix(host, "edge"), ".localhost"))
 			return []netip.Addr{addr}, err
+		}
+		if change != nil {
+			change(cfg, f)
 		}
 	}
 	return StartAgent(tb, c, nodes...)
