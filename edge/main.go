@@ -91,7 +91,7 @@ the tunnels that wormhole agents keep open to it.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &configError{fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath())}
 	})
-	root.AddCommand(newServe(), newDev(), newToken(), newKey(), newSite(), newCert(), newStatus(), newDrain(), newVersion())
+	root.AddCommand(newServe(), newDev(), newToken(), newKey(), newSite(), newCert(), newStatus(), newCluster(), newDrain(), newVersion())
 	return root
 }
 

@@ -51,6 +51,13 @@ func newStatus() *cobra.Command {
 					fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", b.Name, b.State, joinShort(b.Hosts), b.InFlight, b.Carrier, b.Remote, time.Since(b.Since).Round(time.Second))
 				}
 			}
+			if s.Cluster != nil {
+				fmt.Fprintln(w)
+				if err := w.Flush(); err != nil {
+					return err
+				}
+				return printCluster(cmd.OutOrStdout(), s.Cluster)
+			}
 			return w.Flush()
 		},
 	}

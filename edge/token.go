@@ -15,6 +15,7 @@ import (
 
 	"wormhole/edge/admin"
 	"wormhole/edge/authority"
+	"wormhole/edge/cluster"
 	"wormhole/edge/cluster/store"
 )
 
@@ -29,6 +30,9 @@ func (o *operator) tokens(ctx context.Context) (t admin.Tokens, done func(), err
 	}
 	if running(err) || o.addr != "" {
 		return nil, nil, err
+	}
+	if _, err := os.Stat(filepath.Join(o.dataDir, cluster.Folder)); err == nil {
+		return nil, nil, errors.New("this edge is one of a cluster, whose state is not in the data directory alone: start it, or ask another edge")
 	}
 	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("data directory: %w", err)

@@ -69,6 +69,10 @@ func API(guard *Guard, node Node, tokens Tokens, metrics, page http.Handler) htt
 	call("GET /v1/status", func(*http.Request) (any, error) { return a.node.Status(), nil })
 	call("POST /v1/drain", func(*http.Request) (any, error) { a.node.Drain(); return struct{}{}, nil })
 
+	if c, ok := node.(Clustered); ok {
+		clusterCalls(call, c)
+	}
+
 	call("GET /v1/tokens", func(r *http.Request) (any, error) { return a.tokens.List(r.Context()) })
 	call("POST /v1/tokens", func(r *http.Request) (any, error) {
 		var req authority.IssueRequest

@@ -1,6 +1,10 @@
 package admin
 
-import "time"
+import (
+	"time"
+
+	"wormhole/edge/cluster"
+)
 
 // Status is what one edge says of itself.
 type Status struct {
@@ -14,6 +18,7 @@ type Status struct {
 	DataDir   string            `json:"data_dir"`
 	CA        string            `json:"ca_file,omitempty"` // PEM of the internal authority
 	Sites     int               `json:"sites"`
+	Cluster   *cluster.Status   `json:"cluster,omitempty"` // nil for an edge that runs alone
 	Backends  []Backend         `json:"backends"`
 }
 

@@ -70,6 +70,11 @@ type Config struct {
 	LogFormat string // text, json; "" is text on a terminal, else json
 	AccessLog string // "-" is standard error among the other lines, "off", or a file
 
+	ClusterListen string // address of the mesh between edges; "" runs alone
+	Advertise     string // host or host:port under which other edges and agents reach HTTPS; "" is Hostname
+	Join          string // public door of a member of the cluster to join, host:port
+	JoinTokenFile string // what `edge cluster join-token` printed
+
 	Sites []site.Spec // key `sites` of the file only
 }
 
@@ -94,6 +99,10 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.DataDir, "data-dir", c.DataDir, "`directory` for keys, certificates and sites")
 	fs.StringVar(&c.StoreDir, "store-dir", c.StoreDir, "`directory` of the durable store, which edges on one machine may share; empty is inside --data-dir")
 	fs.StringVar(&c.Hostname, "hostname", c.Hostname, "this edge's own public `name`: what agents dial")
+	fs.StringVar(&c.ClusterListen, "cluster-listen", c.ClusterListen, "`address` for the mesh between edges, reachable by other edges only; empty runs alone")
+	fs.StringVar(&c.Advertise, "advertise", c.Advertise, "`host` or host:port under which other edges and agents reach --https; empty is --hostname")
+	fs.StringVar(&c.Join, "join", c.Join, "public `host:port` of a member of the cluster to join; ignored once joined")
+	fs.StringVar(&c.JoinTokenFile, "join-token-file", c.JoinTokenFile, "`file` with what `edge cluster join-token` printed on a member")
 	fs.StringVar(&c.Region, "region", c.Region, "where this edge is, such as fra")
 	fs.StringVar(&c.HTTP, "http", c.HTTP, "`address` of the plain HTTP door that redirects to HTTPS; empty switches it off")
 	fs.StringVar(&c.HTTPS, "https", c.HTTPS, "`address` of the public door, TCP and UDP: visitors and agents")
@@ -165,6 +174,22 @@ func (c *Config) Validate() error {
 	checkAddr("http", c.HTTP, true)
 	checkAddr("https", c.HTTPS, false)
 	checkAddr("admin", c.Admin, false)
+	checkAddr("cluster_listen", c.ClusterListen, true)
+	checkAddr("join", c.Join, true)
+	if c.ClusterListen == "" {
+		for key, value := range map[string]string{"advertise": c.Advertise, "join": c.Join, "join_token_file": c.JoinTokenFile} {
+			if value != "" {
+				bad(key, "needs cluster_listen")
+			}
+		}
+	} else if c.StoreDir != "" {
+		bad("store_dir", "a cluster keeps its state itself")
+	} else if c.Advertise == "" && c.Hostname == "" {
+		bad("advertise", "say how other edges reach this one, here or with hostname")
+	}
+	if (c.Join == "") != (c.JoinTokenFile == "") {
+		bad("join", "join and join_token_file need each other")
+	}
 
 	c.checkTLS(bad)
 	for _, p := range c.TrustedProxies {

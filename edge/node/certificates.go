@@ -154,7 +154,7 @@ func (n *Node) mayHaveCertificate(host string) (pattern string, ok bool) {
 	if host == n.cfg.Hostname || host == "localhost" {
 		return host, true
 	}
-	if pattern, ok := n.sites.Pattern(host); ok {
+	if pattern, ok := n.network.Pattern(host); ok {
 		return pattern, true
 	}
 	if parent, found := strings.CutSuffix(host, ".localhost"); found && !strings.Contains(parent, ".") {

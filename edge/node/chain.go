@@ -21,10 +21,10 @@ func (n *Node) visitors() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.proxy, err = proxy.New(proxy.Config{RequestID: middleware.RequestIDOf, AccessLog: log}, n.sites, n.metrics, n.logger); err != nil {
+	if n.proxy, err = proxy.New(proxy.Config{RequestID: middleware.RequestIDOf, AccessLog: log}, n.network, n.metrics, n.logger); err != nil {
 		return nil, err
 	}
-	rules := middleware.Rules(n.sites, middleware.NewLimiter(limitedClients), n.refuse)
+	rules := middleware.Rules(n.network, middleware.NewLimiter(limitedClients), n.refuse)
 	return n.surround(rules(n.proxy)), nil
 }
 
@@ -32,7 +32,7 @@ func (n *Node) visitors() (http.Handler, error) {
 func (n *Node) plain(visitors http.Handler) http.Handler {
 	return n.surround(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// The real port is known only after Listen.
-		middleware.Redirect(n.sites, n.httpsPort(), n.refuse)(visitors).ServeHTTP(w, r)
+		middleware.Redirect(n.network, n.httpsPort(), n.refuse)(visitors).ServeHTTP(w, r)
 	}))
 }
 

@@ -24,6 +24,7 @@ import (
 	"wormhole/edge/admin"
 	"wormhole/edge/agents"
 	"wormhole/edge/authority"
+	"wormhole/edge/cluster"
 	"wormhole/edge/cluster/store"
 	"wormhole/edge/config"
 	"wormhole/edge/dashboard"
@@ -45,18 +46,21 @@ type Node struct {
 	logger  *slog.Logger
 	started time.Time
 
-	store     *store.Dir
-	authority *authority.Authority
-	certs     certificates
-	sites     *site.Registry
-	keeper    *site.Keeper
-	door      *agents.Door
-	proxy     *proxy.Proxy
-	log       *middleware.AccessLog // nil unless the access log is a file
-	logFile   *os.File              // of log
-	ingress   *ingress.Ingress
-	metrics   *metrics
-	manager   notify.Manager // who started this process
+	store      store.Store
+	authority  *authority.Authority
+	certs      certificates
+	cluster    *cluster.Cluster // nil unless there may be other edges
+	sites      *site.Registry
+	network    network
+	keeper     *site.Keeper
+	door       *agents.Door
+	proxy      *proxy.Proxy
+	log        *middleware.AccessLog // nil unless the access log is a file
+	logFile    *os.File              // of log
+	ingress    *ingress.Ingress
+	metrics    *metrics
+	closeStore func() error
+	manager    notify.Manager // who started this process
 
 	adminListener net.Listener
 	adminServer   *http.Server
@@ -98,12 +102,8 @@ func Succeed(ctx context.Context, cfg config.Config, version string, inherited *
 	if n.id, err = nodeID(filepath.Join(cfg.DataDir, "node.id")); err != nil {
 		return nil, fmt.Errorf("data_dir: %w", err)
 	}
-	storeDir := cfg.StoreDir
-	if storeDir == "" {
-		storeDir = filepath.Join(cfg.DataDir, "store")
-	}
-	if n.store, err = store.OpenDir(storeDir); err != nil {
-		return nil, fmt.Errorf("store: %w", err)
+	if err := n.openStore(ctx); err != nil {
+		return nil, err
 	}
 	if n.authority, err = authority.Open(ctx, n.store, logger); err != nil {
 		return nil, err
@@ -115,6 +115,7 @@ func Succeed(ctx context.Context, cfg config.Config, version string, inherited *
 	if err := n.openSites(ctx); err != nil {
 		return nil, err
 	}
+	n.joinNetwork()
 	if err := n.openCertificates(); err != nil {
 		return nil, err
 	}
@@ -137,6 +138,7 @@ func Succeed(ctx context.Context, cfg config.Config, version string, inherited *
 		Plain:     n.answerChallenges(n.plain(visitor)),
 		Agent:     n.door.ServeTLS,
 		AgentQUIC: n.door.ServeQUIC,
+		Others:    n.otherProtocols(),
 	}, logger)
 	if err != nil {
 		return nil, err
@@ -152,7 +154,7 @@ func Succeed(ctx context.Context, cfg config.Config, version string, inherited *
 	if err := errors.Join(doors, adminErr); err != nil {
 		return nil, err
 	}
-	n.door.SetEdges(n.edges())
+	n.announceEdges(ctx)
 	guard := admin.NewGuard(credential, n.adminListener.Addr(), cfg.Hostname)
 	n.adminServer = &http.Server{
 		Handler: admin.API(guard, n, admin.Local{Authority: n.authority},
@@ -186,6 +188,10 @@ func (n *Node) Run(ctx context.Context) error {
 	run("authority", n.authority.Run)
 	run("sites", n.keeper.Run)
 	run("agents", n.door.Run)
+	if n.cluster != nil {
+		run("followed sites", n.keeper.Follow)
+		run("cluster", n.cluster.Run)
+	}
 	n.runCertificates(run)
 	if n.log != nil {
 		run("access log", n.log.Run)
@@ -235,6 +241,9 @@ func (n *Node) leave(orderly bool) {
 		deadline = 0
 	}
 	n.logger.Info("edge drains", "node", n.id, "deadline", deadline)
+	if n.cluster != nil {
+		n.cluster.Drain()
+	}
 	if n.succeeded.Load() {
 		// Agents that come back to the same address must meet the successor, and so
 		// must the operator.
@@ -276,8 +285,8 @@ func (n *Node) closeAll() {
 	if n.certs.mirror != nil {
 		_ = n.certs.mirror.Close()
 	}
-	if n.store != nil {
-		_ = n.store.Close()
+	if n.closeStore != nil {
+		_ = n.closeStore()
 	}
 }
 

@@ -26,6 +26,7 @@ func (n *Node) Status() admin.Status {
 		DataDir:   n.cfg.DataDir,
 		CA:        n.CAFile(),
 		Sites:     len(n.sites.List()),
+		Cluster:   n.Cluster(),
 		Backends:  []admin.Backend{},
 	}
 	if n.draining.Load() {

@@ -19,6 +19,10 @@ func (n *Node) Upgrade(path string, args []string) error {
 	if err := n.Ready(); err != nil {
 		return fmt.Errorf("no upgrade now: the edge is %w", err)
 	}
+	if n.cluster != nil {
+		// Two processes cannot be one node of the mesh, or host one store.
+		return errors.New("an edge of a cluster is not upgraded in place: restart it, the others serve meanwhile")
+	}
 	if !n.upgrading.TryLock() {
 		return errors.New("an upgrade is under way already")
 	}

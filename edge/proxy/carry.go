@@ -81,6 +81,9 @@ func (v *visit) attempt(ctx context.Context, b *balance.Backend) *upstream.Error
 		return failure
 	}
 	defer resp.Close()
+	if name := resp.Via(); name != "" {
+		v.rec.Backend = name
+	}
 	b.Report(balance.Served)
 	if resp.Upgraded {
 		v.upgrade(ctx, resp)

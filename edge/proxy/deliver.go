@@ -25,7 +25,7 @@ func (v *visit) deliver(ctx context.Context, b *balance.Backend, resp *upstream.
 	}
 	v.rules.ResponseHeaders.Apply(h)
 	if name := v.rules.BackendHeader; name != "" {
-		h[name] = []string{b.Name()}
+		h[name] = []string{v.rec.Backend}
 	}
 	streams := resp.Length < 0
 	if quiet(h["Content-Type"]) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"wormhole/edge/cluster/store"
 	"wormhole/shared/hostname"
@@ -81,6 +82,40 @@ func (k *Keeper) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// Follow puts into force what other edges apply and delete, until ctx ends. An
+// edge that is alone does not need it.
+func (k *Keeper) Follow(ctx context.Context) error {
+	for ctx.Err() == nil {
+		events, err := k.store.Watch(ctx, bucketSites)
+		if err != nil {
+			return err
+		}
+		started := false // what NewKeeper read comes first
+		for e := range events {
+			switch host := fromKey(e.Entry.Key); {
+			case e.Kind == store.EventReady:
+				started = true
+			case !started:
+			case e.Kind == store.EventPut:
+				spec, err := Parse(e.Entry.Value)
+				if err == nil {
+					err = k.registry.Apply(spec)
+				}
+				if err != nil {
+					k.logger.Error("site in store is unusable, going on with what is known", "site", host, "err", err)
+				}
+			case e.Kind == store.EventDelete:
+				k.registry.Delete(host)
+			}
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+	return nil
 }
 
 // Apply puts the rules of spec into force, durably: when it returns nil they are

@@ -56,7 +56,15 @@ const (
 	Gone    State = 0
 	Ready   State = 1 // it has a backend that takes requests
 	Suspect State = 2 // its backends are in doubt
+
+	// H2C is added to a state when the backends speak HTTP/2 without TLS.
+	H2C State = 4
 )
+
+// Live is the state without what the backends speak.
+func (s State) Live() State { return s &^ H2C }
+
+func (s State) valid() bool { return s == Gone || s.Live() == Ready || s.Live() == Suspect }
 
 // Info describes a node in its digests.
 type Info struct {
@@ -256,7 +264,7 @@ func (r *reader) rows(mayBeGone bool) []row {
 	for range n {
 		state := State(r.u8())
 		pattern := string(r.bytes(int(r.u8()), 255))
-		if r.bad || state > Suspect || state == Gone && !mayBeGone {
+		if r.bad || !state.valid() || state == Gone && !mayBeGone {
 			r.bad = true
 			return nil
 		}

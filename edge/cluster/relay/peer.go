@@ -1,0 +1,402 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"wormhole/edge/balance"
+	"wormhole/edge/cluster/identity"
+	"wormhole/edge/upstream"
+	"wormhole/shared/protocol"
+	"wormhole/shared/tunnel"
+	"wormhole/shared/tunnel/tlsmux"
+)
+
+// Health is what the session with a peer says of it.
+type Health uint8
+
+// The states. A peer whose port refuses connections is Dead: its process is gone.
+const (
+	Down    Health = iota // no session; it may be unreachable
+	Dead                  // no session, and nobody listens there
+	Suspect               // a session that has fallen silent
+	Up
+)
+
+// String names the state.
+func (h Health) String() string {
+	return [...]string{"down", "dead", "suspect", "up"}[h]
+}
+
+const (
+	dialTimeout  = 2 * time.Second
+	openTimeout  = 3 * time.Second
+	firstRetry   = 100 * time.Millisecond
+	lastRetry    = 2 * time.Second
+	beatInterval = 500 * time.Millisecond
+	suspectAfter = 1500 * time.Millisecond
+	deadAfter    = 5 * time.Second
+)
+
+var errNoSession = errors.New("no session with the edge that has this site")
+
+// PeerConfig says who a peer is.
+type PeerConfig struct {
+	Node, Region string
+	// Addr says where its public door is now; empty is not known.
+	Addr func() string
+	// Changed is called when Health changes, and Refused when the peer said that it
+	// does not reach pattern. Both must return soon.
+	Changed func(Health)
+	Refused func(pattern string)
+	// Upstream configures the kept streams of each site.
+	Upstream upstream.Config
+}
+
+// Peer is another edge as a place to send streams to. All methods may be called
+// concurrently.
+type Peer struct {
+	cfg    PeerConfig
+	id     *identity.Identity
+	logger *slog.Logger
+
+	health  atomic.Int32
+	session atomic.Pointer[link]
+
+	mu       sync.Mutex // guards backends
+	backends map[spoken]*balance.Backend
+}
+
+// link is one session and what is open on it.
+type link struct {
+	session tunnel.Session
+	acked   atomic.Int64 // time since start of the last word from there
+	start   time.Time
+
+	mu      sync.Mutex // guards streams
+	streams map[uint64]*Stream
+}
+
+// NewPeer makes a peer. Run keeps a session with it.
+func NewPeer(cfg PeerConfig, id *identity.Identity, logger *slog.Logger) *Peer {
+	return &Peer{cfg: cfg, id: id, logger: logger.With("node", cfg.Node), backends: map[spoken]*balance.Backend{}}
+}
+
+// Health is what the session says now.
+func (p *Peer) Health() Health { return Health(p.health.Load()) }
+
+// Backend is the peer as a backend of the site pattern, whose apps speak
+// appProtocol; always the same one.
+func (p *Peer) Backend(pattern, appProtocol string) *balance.Backend {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	key := spoken{pattern, appProtocol}
+	b := p.backends[key]
+	if b == nil {
+		pool := upstream.New(opener{p, pattern}, p.cfg.Upstream)
+		b = balance.NewBackend(balance.Info{
+			ID: p.cfg.Node + "/" + pattern, Name: p.cfg.Node, Node: p.cfg.Node, Region: p.cfg.Region,
+			Remote: p.cfg.Addr(), Carrier: string(tunnel.TLS), Since: time.Now(), Far: true,
+			AppProtocol: appProtocol,
+		}, pool)
+		p.apply(b, p.Health())
+		p.backends[key] = b
+	}
+	return b
+}
+
+// Forget closes the streams kept for a site that the peer does not reach any more.
+func (p *Peer) Forget(pattern string) {
+	p.mu.Lock()
+	var kept []*balance.Backend
+	for _, appProtocol := range [...]string{"", "h2c"} {
+		if b := p.backends[spoken{pattern, appProtocol}]; b != nil {
+			kept = append(kept, b)
+		}
+	}
+	p.mu.Unlock()
+	for _, b := range kept {
+		b.Upstream().DropIdle()
+	}
+}
+
+// spoken is a site and what its apps speak.
+type spoken struct{ pattern, appProtocol string }
+
+func (p *Peer) apply(b *balance.Backend, h Health) {
+	b.SetSuspect(h == Suspect)
+	b.SetReady(h >= Suspect)
+}
+
+func (p *Peer) setHealth(h Health) {
+	if Health(p.health.Swap(int32(h))) == h {
+		return
+	}
+	p.mu.Lock()
+	for _, b := range p.backends {
+		p.apply(b, h)
+	}
+	p.mu.Unlock()
+	p.logger.Info("edge is "+h.String(), "remote", p.cfg.Addr())
+	p.cfg.Changed(h)
+}
+
+// Run keeps a session until ctx ends.
+func (p *Peer) Run(ctx context.Context) {
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, b := range p.backends {
+			_ = b.Upstream().Close()
+		}
+	}()
+	wait := firstRetry
+	for {
+		l, err := p.dial(ctx)
+		switch {
+		case ctx.Err() != nil:
+			if l != nil {
+				_ = l.session.Close()
+			}
+			return
+		case err == nil:
+			wait = firstRetry
+			p.session.Store(l)
+			p.setHealth(Up)
+			p.serve(ctx, l)
+			p.session.Store(nil)
+			if ctx.Err() != nil {
+				return
+			}
+			p.setHealth(Down)
+			p.logger.Debug("relay session ended", "err", l.session.Err())
+			continue // at once: a process that is gone refuses, and then we know
+		case errors.Is(err, syscall.ECONNREFUSED):
+			p.setHealth(Dead)
+		default:
+			p.setHealth(Down)
+		}
+		p.logger.Debug("no relay session", "err", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		wait = min(2*wait, lastRetry)
+	}
+}
+
+func (p *Peer) dial(ctx context.Context) (*link, error) {
+	addr := p.cfg.Addr()
+	if addr == "" {
+		return nil, errors.New("address not known")
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	session, _, err := tlsmux.Dial(ctx, conn, p.id.Client(ALPN, p.cfg.Node), &protocol.Hello{Instance: p.id.Node() + p.id.Node()},
+		tlsmux.Options{ALPN: ALPN, MaxStreams: maxStreams, MaxIncoming: 16, MemoryCeiling: 512 << 20})
+	if err != nil {
+		return nil, fmt.Errorf("relay to %s: %w", addr, err)
+	}
+	return &link{session: session, start: time.Now(), streams: map[uint64]*Stream{}}, nil
+}
+
+// serve beats and listens until the session ends.
+func (p *Peer) serve(ctx context.Context, l *link) {
+	var wg sync.WaitGroup
+	wg.Go(func() { p.listen(l) })
+	wg.Go(func() { // the other edge has nothing to open
+		for {
+			s, err := l.session.Accept(context.Background())
+			if err != nil {
+				return
+			}
+			_ = s.Close()
+		}
+	})
+	tick := time.NewTicker(beatInterval)
+	defer tick.Stop()
+	control := l.session.Control()
+	for seq := uint64(1); ; seq++ {
+		_ = control.SetWriteDeadline(time.Now().Add(deadAfter))
+		if protocol.WriteMessage(control, protocol.TypeBeat, protocol.AppendBeat(seq)) != nil {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-l.session.Done():
+		case <-ctx.Done():
+		}
+		silence := time.Since(l.start) - time.Duration(l.acked.Load())
+		if ctx.Err() != nil || isDone(l.session) || silence > deadAfter {
+			break
+		}
+		if silence > suspectAfter {
+			p.setHealth(Suspect)
+		} else {
+			p.setHealth(Up)
+		}
+	}
+	_ = l.session.Close()
+	wg.Wait()
+}
+
+func isDone(s tunnel.Session) bool {
+	select {
+	case <-s.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// listen reads control messages until the session ends.
+func (p *Peer) listen(l *link) {
+	for {
+		typ, payload, err := protocol.ReadMessage(l.session.Control(), maxControl)
+		if err != nil {
+			return
+		}
+		l.acked.Store(int64(time.Since(l.start)))
+		switch typ {
+		case protocol.TypeStreamEnd:
+			if end, err := protocol.DecodeStreamEnd(payload); err == nil {
+				l.mu.Lock()
+				s := l.streams[end.Stream]
+				l.mu.Unlock()
+				if s != nil {
+					s.reported(end)
+				}
+			}
+		case typeRetire:
+			p.Forget(string(payload))
+		}
+	}
+}
+
+// opener opens streams for one site.
+type opener struct {
+	peer    *Peer
+	pattern string
+}
+
+// OpenStream implements upstream.Opener.
+func (o opener) OpenStream(ctx context.Context, h protocol.StreamHeader) (upstream.Stream, error) {
+	l := o.peer.session.Load()
+	if l == nil {
+		return nil, errNoSession
+	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	raw, err := l.session.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Stream{Stream: raw, link: l, ended: make(chan struct{})}
+	l.mu.Lock()
+	l.streams[raw.ID()] = s
+	l.mu.Unlock()
+	if err := s.begin(ctx, o.pattern, h); err != nil {
+		_ = s.Close()
+		var refused *upstream.Refused
+		if errors.As(err, &refused) && refused.Answer == protocol.AnswerNotReady {
+			o.peer.cfg.Refused(o.pattern)
+		}
+		return nil, err
+	}
+	if q, ok := raw.(upstream.Prober); ok {
+		return quietStream{s, q}, nil
+	}
+	return s, nil
+}
+
+// quietStream is a Stream whose carrier can tell that nothing has arrived unread.
+type quietStream struct {
+	*Stream
+	upstream.Prober
+}
+
+// Stream is a stream through a peer to an app.
+type Stream struct {
+	tunnel.Stream
+	link    *link
+	backend string
+
+	once  sync.Once
+	ended chan struct{} // closed when end is set
+	end   protocol.StreamEnd
+}
+
+// Backend names the backend that the peer chose.
+func (s *Stream) Backend() string { return s.backend }
+
+func (s *Stream) begin(ctx context.Context, pattern string, h protocol.StreamHeader) error {
+	var buf [512]byte
+	header, err := appendHeader(buf[:0], pattern, h)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := s.Write(header); err != nil {
+		return err
+	}
+	var answer [1]byte
+	if _, err := s.Read(answer[:]); err != nil {
+		return err
+	}
+	if a := protocol.Answer(answer[0]); a != protocol.AnswerOK {
+		return &upstream.Refused{Answer: a}
+	}
+	if s.backend, err = readShort(s); err != nil {
+		return err
+	}
+	if !stop() {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// Delivered implements upstream.Stream.
+func (s *Stream) Delivered(ctx context.Context) (uint64, bool) {
+	select {
+	case <-s.ended:
+		return s.end.Delivered, true
+	default:
+	}
+	select {
+	case <-s.ended:
+		return s.end.Delivered, true
+	case <-s.link.session.Done():
+		return 0, false
+	case <-ctx.Done():
+		return 0, false
+	}
+}
+
+func (s *Stream) reported(end protocol.StreamEnd) {
+	s.once.Do(func() {
+		s.end = end
+		close(s.ended)
+	})
+}
+
+// Close releases the stream; see tunnel.Stream.
+func (s *Stream) Close() error {
+	s.link.mu.Lock()
+	delete(s.link.streams, s.ID())
+	s.link.mu.Unlock()
+	return s.Stream.Close()
+}
