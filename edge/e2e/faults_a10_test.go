@@ -100,8 +100,8 @@ func TestA10RefusedRequestsAreSentElsewhere(t *testing.T) {
 		asked, stop := startRefusing(t, n, token, answer)
 		edgetest.Eventually(t, "both are there", func() bool { return len(n.Status().Backends) == 2 })
 		sent, failed := 0, 0
-		want := int64(size(3, 20))
-		for deadline := time.Now().Add(size(8*time.Second, 40*time.Second)); asked.Load() < want && time.Now().Before(deadline); {
+		want := int64(scaled(3, 20))
+		for deadline := time.Now().Add(scaled(8*time.Second, 40*time.Second)); asked.Load() < want && time.Now().Before(deadline); {
 			for proto, c := range clients {
 				for _, q := range questions {
 					q.ID = fmt.Sprintf("%s-%s-%d", answerName(name), proto, sent)
@@ -198,7 +198,7 @@ func TestA10KilledAgentsDuplicateNothing(t *testing.T) {
 		{"POST 64 KiB", oracle.Question{Method: "POST", Path: "/post?trap=before", Body: oracle.Content("b", 64<<10)}, 502, 1},
 		{"POST 5 MiB chunked", oracle.Question{Method: "POST", Path: "/post?trap=before", Body: oracle.Content("c", 5<<20), Chunked: true}, 502, 1},
 	}
-	protos := size([]string{"h2"}, []string{"h1", "h2", "h3"})
+	protos := scaled([]string{"h2"}, []string{"h1", "h2", "h3"})
 	wrong, slowest, asked := 0, time.Duration(0), 0
 	for _, proto := range protos {
 		c := nodeClient(t, n, proto)
@@ -259,7 +259,7 @@ func TestA10KilledAgentsUnderLoad(t *testing.T) {
 	const pause = 50 * time.Millisecond
 	const rate = 150
 	l := oracle.Start(oracle.Plan{Rate: rate, Clients: clients, Pause: pause})
-	kills := size(3, 20)
+	kills := scaled(3, 20)
 	var killedAt []time.Duration
 	for range kills {
 		p := edgetest.Start(t, []string{

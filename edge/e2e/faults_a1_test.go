@@ -10,7 +10,7 @@ import (
 )
 
 func TestA1RollingRestartOfEdges(t *testing.T) {
-	s := newStage(t, 3, "--drain-delay", "500ms", "--drain-timeout", size("2s", "10s"))
+	s := newStage(t, 3, "--drain-delay", "500ms", "--drain-timeout", scaled("2s", "10s"))
 	// Each agent has tunnels to two edges, and each edge to two agents of each site.
 	for i := range 2 {
 		s.app(t, fmt.Sprint("app", i), host, []int{0, 1, 2})
@@ -34,7 +34,7 @@ func TestA1RollingRestartOfEdges(t *testing.T) {
 	}
 	l := oracle.Start(plan)
 	awaitOpen(t, l, plan.WebSockets+plan.Events+plan.Chats)
-	hold(size(time.Second, 15*time.Second))
+	hold(scaled(time.Second, 15*time.Second))
 	for i, e := range s.Edges {
 		l.Mark("edge %d is told to stop", i)
 		e.Stop(t)
@@ -42,9 +42,9 @@ func TestA1RollingRestartOfEdges(t *testing.T) {
 		e.Start(t)
 		l.Mark("edge %d is started", i)
 		edgetest.Eventually(t, "edge is ready again", e.IsReady)
-		hold(size(500*time.Millisecond, 20*time.Second))
+		hold(scaled(500*time.Millisecond, 20*time.Second))
 	}
-	hold(size(time.Second, 15*time.Second))
+	hold(scaled(time.Second, 15*time.Second))
 	r := s.judge(t, l.Stop())
 	oracle.Row{
 		ID: "A1", Done: fmt.Sprintf("3 edges restarted in turn behind HAProxy, %d/s and %d streams over h1, h2, h3 for %s",

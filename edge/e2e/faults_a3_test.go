@@ -12,7 +12,7 @@ import (
 
 func TestA3RollingRestartOfAgents(t *testing.T) {
 	s := newStage(t, 2)
-	drain := "WORMHOLE_DRAIN_TIMEOUT=" + size("3s", "8s")
+	drain := "WORMHOLE_DRAIN_TIMEOUT=" + scaled("3s", "8s")
 	type agent struct {
 		name, site string
 		*edgetest.Process
@@ -47,7 +47,7 @@ func TestA3RollingRestartOfAgents(t *testing.T) {
 	}
 	l := oracle.Start(plan)
 	awaitOpen(t, l, plan.WebSockets+plan.Events+plan.Chats)
-	hold(size(500*time.Millisecond, 2*time.Second))
+	hold(scaled(500*time.Millisecond, 2*time.Second))
 	for _, a := range agents {
 		l.Mark("agent %s is told to stop", a.name)
 		began := time.Now()
@@ -62,7 +62,7 @@ func TestA3RollingRestartOfAgents(t *testing.T) {
 		a.Process = s.app(t, a.name, a.site, edges, drain)
 		ready()
 		l.Mark("agent %s is back", a.name)
-		hold(size(200*time.Millisecond, time.Second))
+		hold(scaled(200*time.Millisecond, time.Second))
 	}
 	r := s.judge(t, l.Stop())
 	oracle.Row{

@@ -17,7 +17,7 @@ import (
 
 func TestA4OnlyAgentRestarts(t *testing.T) {
 	const places = 100 // for requests that wait, of one site
-	limit := size(3*time.Second, 5*time.Second)
+	limit := scaled(3*time.Second, 5*time.Second)
 	s := newStage(t, 1, "--park-timeout", limit.String())
 	only := s.app(t, "only", host, []int{0})
 	edge := s.Edges[0]
@@ -26,7 +26,7 @@ func TestA4OnlyAgentRestarts(t *testing.T) {
 	h1, h2, h3 := s.client(t, "h1", host, oracle.At(edge.HTTPS)), s.client(t, "h2", host, oracle.At(edge.HTTPS)), s.client(t, "h3", host, oracle.At(edge.HTTPS))
 	l := oracle.Start(oracle.Plan{Rate: 25, Clients: []*oracle.Client{h1, h2, h3}, Pause: 20 * time.Millisecond})
 	hold(500 * time.Millisecond)
-	restarts := size(1, 5)
+	restarts := scaled(1, 5)
 	longest := time.Duration(0)
 	for range restarts {
 		only.Signal(syscall.SIGTERM)
@@ -34,6 +34,7 @@ func TestA4OnlyAgentRestarts(t *testing.T) {
 		edge.AwaitReady(t, 0)
 		gone := time.Now()
 		only.Exit(t, 10*time.Second)
+		hold(scaled(500*time.Millisecond, 2500*time.Millisecond))
 		only = s.app(t, "only", host, []int{0})
 		edge.AwaitReady(t, 1)
 		l.Mark("the agent is back")

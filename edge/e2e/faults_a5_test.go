@@ -14,7 +14,7 @@ import (
 )
 
 func TestA5LongStreamsAtDrain(t *testing.T) {
-	deadline := size(4*time.Second, 20*time.Second)
+	deadline := scaled(4*time.Second, 20*time.Second)
 	s := newStage(t, 1, "--drain-timeout", deadline.String())
 	s.app(t, "app", host, []int{0})
 	s.app(t, "chat", chatHost, []int{0})
@@ -25,12 +25,12 @@ func TestA5LongStreamsAtDrain(t *testing.T) {
 	h1 := s.client(t, "h1", host, at)
 	every := 50 * time.Millisecond // the end is seen so late
 	l := oracle.Start(oracle.Plan{
-		WebSockets: size(20, 50), Events: size(12, 20), Chats: size(6, 10), Every: every,
+		WebSockets: scaled(20, 50), Events: scaled(12, 20), Chats: scaled(6, 10), Every: every,
 		WebSocketClients: []*oracle.Client{h1},
 		EventClients:     []*oracle.Client{h1, s.client(t, "h2", host, at), s.client(t, "h3", host, at)},
 		ChatClients:      []*oracle.Client{s.client(t, "h2", chatHost, at)},
 	})
-	awaitOpen(t, l, size(20+12+6, 50+20+10))
+	awaitOpen(t, l, scaled(20+12+6, 50+20+10))
 	told := l.Elapsed()
 	edge.Signal(syscall.SIGTERM)
 	edge.Exit(t, deadline+5*time.Second)
@@ -68,6 +68,6 @@ func TestA5LongStreamsAtDrain(t *testing.T) {
 		Figure: fmt.Sprintf("%d closed before the deadline, %d later than 1 s after it (last %s after it), %d left open, %d gRPC not UNAVAILABLE",
 			early, late, (last - deadline).Round(time.Millisecond), stillOpen, wrongCode),
 		Limit: "0 before, all closed 1 s after, gRPC UNAVAILABLE",
-		OK:    early+late+wrongCode+stillOpen == 0 && r.Good() && r.Streams == size(38, 80),
+		OK:    early+late+wrongCode+stillOpen == 0 && r.Good() && r.Streams == scaled(38, 80),
 	}.Verdict(t)
 }

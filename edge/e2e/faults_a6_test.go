@@ -27,7 +27,7 @@ func oneConnection(t *testing.T, id, proto string) {
 	l := oracle.Start(oracle.Plan{Rate: 100, Clients: []*oracle.Client{c}, Pause: 30 * time.Millisecond})
 	hold(500 * time.Millisecond)
 	before := c.Dialed()
-	drains := size(2, 8)
+	drains := scaled(2, 8)
 	for i := range drains {
 		e := s.Edges[i%2]
 		l.Mark("drain %d begins", i)
@@ -36,7 +36,7 @@ func oneConnection(t *testing.T, id, proto string) {
 		e.Start(t)
 		e.AwaitReady(t, 2)
 		edgetest.Eventually(t, "edge is ready again", e.IsReady)
-		hold(size(200*time.Millisecond, 2*time.Second))
+		hold(scaled(200*time.Millisecond, 2*time.Second))
 	}
 	r := s.judge(t, l.Stop())
 	moves := c.Dialed() - before

@@ -34,8 +34,7 @@ func (d *drainTrace) frame(fromEdge bool, f muxFrame) []muxFrame {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if f.stream() == controlStream {
-		whole, _ := d.edge.feed(f.body)
-		for _, m := range whole {
+		for _, m := range d.edge.feed(f.body) {
 			d.acked = d.acked || protocol.Type(m[0]) == protocol.TypeDrainAck
 		}
 		return pass
@@ -64,13 +63,13 @@ func TestA8DrainOrder(t *testing.T) {
 	n.AwaitBackends(t, 1)
 
 	clients := []*oracle.Client{nodeClient(t, n, "h1"), nodeClient(t, n, "h2"), nodeClient(t, n, "h3")}
-	rate := size(60, 200)
+	rate := scaled(60, 200)
 	l := oracle.Start(oracle.Plan{Rate: rate, Clients: clients, Pause: 10 * time.Millisecond})
 	late, opened, unanswered, unacked := 0, 0, 0, 0
-	drains := size(10, 100)
+	drains := scaled(10, 100)
 	for range drains {
 		trace := &drainTrace{}
-		tap := &wiretap{frame: trace.frame}
+		tap := &wiretap{tunnel: func() func(bool, muxFrame) []muxFrame { return trace.frame }}
 		tap.start(t, ca, n.Addr("https"), edgetest.Roots(t, n.CAFile()))
 		var inFlight, served atomic.Int64
 		app := oracle.NewApp("leaves", log)

@@ -30,14 +30,6 @@ var oracleApp = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// size picks between the short form of a test and the long one.
-func size[T any](short, long T) T {
-	if oracle.Long() {
-		return long
-	}
-	return short
-}
-
 // stage is a fleet with its apps and the log that they share.
 type stage struct {
 	*edgetest.Fleet
@@ -48,7 +40,13 @@ type stage struct {
 
 func newStage(t *testing.T, edges int, args ...string) *stage {
 	t.Helper()
-	f := binaries.StartFleet(t, edges, []string{host, chatHost}, args...)
+	return newStageOf(t, binaries, edges, args...)
+}
+
+// newStageOf is newStage with programs of another version.
+func newStageOf(t *testing.T, programs edgetest.Binaries, edges int, args ...string) *stage {
+	t.Helper()
+	f := programs.StartFleet(t, edges, []string{host, chatHost}, args...)
 	return &stage{
 		Fleet: f, token: f.Token(t, "--host", host, "--host", chatHost), log: filepath.Join(t.TempDir(), "oracle.log"),
 		roots: edgetest.Roots(t, f.CA.File),
@@ -58,6 +56,12 @@ func newStage(t *testing.T, edges int, args ...string) *stage {
 // app starts a real agent around a copy of the oracle's app, with tunnels to the
 // edges with these numbers.
 func (s *stage) app(t *testing.T, name, site string, edges []int, more ...string) *edgetest.Process {
+	t.Helper()
+	return s.appOf(t, binaries, name, site, edges, more...)
+}
+
+// appOf is app with an agent of another version.
+func (s *stage) appOf(t *testing.T, programs edgetest.Binaries, name, site string, edges []int, more ...string) *edgetest.Process {
 	t.Helper()
 	program, err := oracleApp()
 	if err != nil {
@@ -70,7 +74,7 @@ func (s *stage) app(t *testing.T, name, site string, edges []int, more ...string
 	}
 	env := append(s.AgentEnv(s.token, edges, "WORMHOLE_NAME="+name, "WORMHOLE_HOST="+site, "WORMHOLE_ENDPOINT="+endpoint,
 		"PORT="+port, "ORACLE_NAME="+name, "ORACLE_LOG="+s.log), more...)
-	return edgetest.Start(t, env, binaries.Wormhole, program)
+	return edgetest.Start(t, env, programs.Wormhole, program)
 }
 
 // client asks the site at an address that may change.

@@ -19,9 +19,9 @@ import (
 type wiretap struct {
 	// greeting changes the payload of the hello or of its answer; nil for no change.
 	greeting func(protocol.Type, []byte) []byte
-	// frame is asked for each frame of the multiplexer and returns what to pass on;
-	// nil for no change. It is called by one goroutine for each direction.
-	frame func(fromEdge bool, f muxFrame) []muxFrame
+	// tunnel is called for each new tunnel and returns what is asked for each of its
+	// frames, by one goroutine for each direction: it returns what to pass on.
+	tunnel func() func(fromEdge bool, f muxFrame) []muxFrame
 
 	addr   string // where agents dial
 	target string
@@ -43,12 +43,9 @@ func (f *muxFrame) data() bool     { return f.head[1] == 0 }
 func (f *muxFrame) opens() bool    { return f.head[3]&1 != 0 }
 func (f *muxFrame) stream() uint32 { return binary.BigEndian.Uint32(f.head[4:]) }
 
-// with is a data frame of the same stream with another body.
-func (f *muxFrame) with(body []byte, flags bool) muxFrame {
+// with is the frame with another body.
+func (f *muxFrame) with(body []byte) muxFrame {
 	g := muxFrame{head: f.head, body: body}
-	if !flags {
-		g.head[2], g.head[3] = 0, 0
-	}
 	binary.BigEndian.PutUint32(g.head[8:], uint32(len(body)))
 	return g
 }
@@ -123,12 +120,13 @@ func (w *wiretap) relay(raw net.Conn, keep func(net.Conn) bool) {
 	if w.greet(edge, agent, protocol.MaxHello) != nil || w.greet(agent, edge, protocol.MaxMessage) != nil {
 		return
 	}
+	each := w.tunnel()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		w.pump(edge, agent, false)
+		pump(edge, agent, func(f muxFrame) []muxFrame { return each(false, f) })
 		_ = edge.Close()
 	})
-	w.pump(agent, edge, true)
+	pump(agent, edge, func(f muxFrame) []muxFrame { return each(true, f) })
 	_ = agent.Close()
 	wg.Wait()
 }
@@ -145,7 +143,7 @@ func (w *wiretap) greet(to io.Writer, from io.Reader, limit int) error {
 }
 
 // pump passes frames on until an end fails.
-func (w *wiretap) pump(to io.Writer, from io.Reader, fromEdge bool) {
+func pump(to io.Writer, from io.Reader, each func(muxFrame) []muxFrame) {
 	in, out := bufio.NewReaderSize(from, 64<<10), bufio.NewWriterSize(to, 64<<10)
 	for {
 		var f muxFrame
@@ -158,11 +156,7 @@ func (w *wiretap) pump(to io.Writer, from io.Reader, fromEdge bool) {
 				return
 			}
 		}
-		pass := []muxFrame{f}
-		if w.frame != nil {
-			pass = w.frame(fromEdge, f)
-		}
-		for _, f := range pass {
+		for _, f := range each(f) {
 			_, _ = out.Write(f.head[:])
 			_, _ = out.Write(f.body)
 		}
@@ -175,9 +169,8 @@ func (w *wiretap) pump(to io.Writer, from io.Reader, fromEdge bool) {
 // messages cuts the control stream into messages. It may be fed one direction only.
 type messages struct{ rest []byte }
 
-// feed returns the messages that data completes, each with its header, and whether
-// the stream stands between two messages now.
-func (m *messages) feed(data []byte) (whole [][]byte, between bool) {
+// feed returns the messages that data completes, each with its header.
+func (m *messages) feed(data []byte) (whole [][]byte) {
 	m.rest = append(m.rest, data...)
 	for len(m.rest) >= 4 {
 		n := 4 + (int(m.rest[1])<<16 | int(m.rest[2])<<8 | int(m.rest[3]))
@@ -187,5 +180,5 @@ func (m *messages) feed(data []byte) (whole [][]byte, between bool) {
 		whole = append(whole, m.rest[:n:n])
 		m.rest = m.rest[n:]
 	}
-	return whole, len(m.rest) == 0
+	return whole
 }

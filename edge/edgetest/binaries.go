@@ -25,10 +25,14 @@ import (
 type Binaries struct{ Edge, Wormhole, App string }
 
 // Build builds edge, wormhole and the demo app into dir.
-func Build(dir string) (Binaries, error) {
+func Build(dir string) (Binaries, error) { return BuildIn("", dir) }
+
+// BuildIn is Build with the sources of another tree; empty is the test's own.
+func BuildIn(source, dir string) (Binaries, error) {
 	b := Binaries{Edge: filepath.Join(dir, "edge"), Wormhole: filepath.Join(dir, "wormhole"), App: filepath.Join(dir, "app")}
 	for out, pkg := range map[string]string{b.Edge: "wormhole/edge", b.Wormhole: "wormhole/wormhole", b.App: "wormhole/deploy/demo/app"} {
 		cmd := exec.Command("go", "build", "-o", out, pkg)
+		cmd.Dir = source
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if text, err := cmd.CombinedOutput(); err != nil {
 			return b, fmt.Errorf("build %s: %w\n%s", pkg, err, text)

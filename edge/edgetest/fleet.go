@@ -30,6 +30,7 @@ type Member struct {
 	HTTPS, Admin string // host:port
 
 	fleet *Fleet
+	bin   Binaries
 	args  []string
 }
 
@@ -46,7 +47,7 @@ func (b Binaries) StartFleet(tb testing.TB, n int, hosts []string, args ...strin
 		if out, err := exec.Command("cp", "-a", filepath.Join(f.dir, "store"), dir).CombinedOutput(); err != nil {
 			tb.Fatalf("copy the store: %v\n%s", err, out)
 		}
-		m := &Member{fleet: f, HTTPS: "127.0.0.1:" + KeptPort(tb), Admin: "127.0.0.1:" + KeptPort(tb)}
+		m := &Member{fleet: f, bin: b, HTTPS: "127.0.0.1:" + KeptPort(tb), Admin: "127.0.0.1:" + KeptPort(tb)}
 		m.args = append([]string{
 			"--tls", "files", "--cert", cert, "--key", key, "--https", m.HTTPS, "--admin", m.Admin, "--http", "",
 		}, args...)
@@ -82,10 +83,13 @@ func (m *Member) Stop(tb testing.TB) {
 	}
 }
 
+// Upgrade makes Start use other programs.
+func (m *Member) Upgrade(to Binaries) { m.bin = to }
+
 // Start starts the edge again where it was.
 func (m *Member) Start(tb testing.TB) {
 	tb.Helper()
-	m.EdgeProcess = m.fleet.bin.StartEdgeIn(tb, m.Dir, m.args...)
+	m.EdgeProcess = m.bin.StartEdgeIn(tb, m.Dir, m.args...)
 }
 
 // VisitorClient asks for any host by dialling this edge.
