@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -95,15 +96,38 @@ func printDev(w io.Writer, n *node.Node, tokenFile string) {
 	url := "https://" + net.JoinHostPort(devHost, port) + "/"
 	fmt.Fprintf(w, `The edge is running, for this machine only. Put an app behind it:
 
-  WORMHOLE_TOKEN_FILE=%s WORMHOLE_EDGE=%s WORMHOLE_CA_FILE=%s WORMHOLE_HOST=%s wormhole node index.js
+  WORMHOLE_TOKEN_FILE=%s WORMHOLE_EDGE=%s WORMHOLE_CA_FILE=%s WORMHOLE_HOST=%s %s node index.js
 
 as often as you like, each copy with a PORT of its own, and ask:
 
   curl --cacert %s %s
 
 Backends live: http://%s/ (credential in %s)
-`, tokenFile, net.JoinHostPort("localhost", port), n.CAFile(), devHost,
+`, tokenFile, net.JoinHostPort("localhost", port), n.CAFile(), devHost, agentCommand(),
 		n.CAFile(), url, addrs["admin"], filepath.Join(filepath.Dir(tokenFile), "admin.token"))
+}
+
+// agentCommand is how the agent is called here: by its name if that is found, else by
+// the path of the one that lies beside this program.
+func agentCommand() string {
+	const name = "wormhole"
+	if _, err := exec.LookPath(name); err == nil {
+		return name
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return name
+	}
+	beside := filepath.Join(filepath.Dir(self), name)
+	if info, err := os.Stat(beside); err != nil || !info.Mode().IsRegular() {
+		return name
+	}
+	if dir, err := os.Getwd(); err == nil {
+		if short, err := filepath.Rel(dir, beside); err == nil && filepath.IsLocal(short) {
+			return "." + string(filepath.Separator) + short
+		}
+	}
+	return beside
 }
 
 // nextFree is addr, or the same with the next port up that nobody listens on.

@@ -75,16 +75,9 @@ func TestEveryPrintedCommandIsRunOrSaysWhyNot(t *testing.T) {
 // the commands name. The commands themselves run unchanged, in the order in which
 // README.md and docs/ print them.
 func TestServerCommandsWorkAsPrinted(t *testing.T) {
-	if text, err := exec.Command("unshare", "-rmn", "true").CombinedOutput(); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("no namespaces: %v: %s", err, text)
-		}
-		t.Skipf("no namespaces: %v: %s", err, text)
-	}
 	root, all := blocks(t)
 	dir := t.TempDir()
-	programs, err := edgetest.Build(dir)
-	if err != nil {
+	if _, err := edgetest.Build(dir); err != nil {
 		t.Fatal(err)
 	}
 	ca := edgetest.NewCA(t)
@@ -133,16 +126,98 @@ answers() { curl -fsS --cacert ca.pem https://app.example.com/ | grep -q 'You ha
 		t.Fatalf("only %d blocks found", ran)
 	}
 	script.WriteString("answers; wormhole --health; echo 'all of it ran'\n")
-	write(t, filepath.Join(dir, "script"), script.String())
-
-	cmd := exec.CommandContext(t.Context(), "unshare", "-rmn", "--pid", "--fork", "--kill-child", "bash", "script")
-	cmd.Dir, cmd.WaitDelay = dir, 5*time.Second
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(programs.Edge)+":"+os.Getenv("PATH")+":/usr/sbin:/sbin", "SSL_CERT_FILE="+filepath.Join(dir, "ca.pem"), "http_proxy=", "https_proxy=", "HTTPS_PROXY=", "HTTP_PROXY=")
 	copyFile(t, ca.File, filepath.Join(dir, "ca.pem"))
+	play(t, dir, script.String(), "-rmn", "--pid", "--fork", "--kill-child")
+}
+
+// TestDevelopmentCommandsWorkAsPrinted is the scene "dev": a checkout, and the line
+// that `edge dev` itself prints.
+func TestDevelopmentCommandsWorkAsPrinted(t *testing.T) {
+	root, all := blocks(t)
+	dir := checkout(t, root)
+	copyFile(t, filepath.Join(root, "deploy/demo/index.js"), filepath.Join(dir, "index.js"))
+	script := `set -euo pipefail
+ip link set lo up
+export SERVER_NAME=statler PORT=8000
+trap 'kill $(jobs -p) 2>/dev/null || :' EXIT
+await() { for _ in $(seq 300); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; echo "in vain: $*" >&2; return 1; }
+printed() { grep -q 'Backends live' said; }
+answers() { ca=$(grep -o 'WORMHOLE_CA_FILE=[^ ]*' said | head -1 | cut -d= -f2); curl -fsS --cacert "$ca" --resolve app.localhost:8443:127.0.0.1 https://app.localhost:8443/ | grep -q 'You have reached'; }
+`
+	for _, b := range all {
+		if b.Key != "run" || b.Value != "dev" {
+			continue
+		}
+		for line := range strings.Lines(b.Text) {
+			line = strings.TrimSuffix(line, "\n")
+			if strings.Contains(line, "edge dev") {
+				line += " >said & \nawait printed"
+			}
+			script += line + "\n"
+		}
+	}
+	script += `sed -n 's/^ *\(WORMHOLE_TOKEN_FILE=.*\)$/\1/p' said | head -1 >line
+cat line; test -s line
+bash line &
+await answers
+echo 'all of it ran'
+`
+	play(t, dir, script, "-rmn", "--pid", "--fork", "--kill-child")
+}
+
+// TestBuildCommandsWorkAsPrinted is the scene "build": a checkout on a machine on
+// which nothing of the project is installed.
+func TestBuildCommandsWorkAsPrinted(t *testing.T) {
+	root, all := blocks(t)
+	script := "set -euo pipefail\nmount -t tmpfs tmpfs /usr/local/bin\nexport PATH=/usr/local/bin:$PATH\n"
+	for _, b := range all {
+		if b.Key == "run" && b.Value == "build" {
+			script += b.Text
+		}
+	}
+	script += "test \"$(type -P wormhole)\" = /usr/local/bin/wormhole\necho 'all of it ran'\n"
+	play(t, checkout(t, root), script, "-rm")
+}
+
+// checkout copies the tree at root, without what git ignores.
+func checkout(t *testing.T, root string) string {
+	t.Helper()
+	dir := t.TempDir()
+	copying := exec.Command("bash", "-c", `set -o pipefail; git ls-files -coz --exclude-standard | tar --null --ignore-failed-read -T - -c | tar -x -C "$0"`, dir)
+	copying.Dir = root
+	if out, err := copying.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return dir
+}
+
+// play runs a script in dir and in namespaces of its own.
+func play(t *testing.T, dir, script string, namespaces ...string) {
+	t.Helper()
+	if text, err := exec.Command("unshare", "-rmn", "true").CombinedOutput(); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("no namespaces: %v: %s", err, text)
+		}
+		t.Skipf("no namespaces: %v: %s", err, text)
+	}
+	write(t, filepath.Join(dir, "script"), script)
+	cmd := exec.CommandContext(t.Context(), "unshare", append(namespaces, "bash", "script")...)
+	cmd.Dir, cmd.WaitDelay = dir, 5*time.Second
+	// dir is where the programs are, and the CA that the machine trusts, in scenes
+	// that have them.
+	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	if ca := filepath.Join(dir, "ca.pem"); exists(ca) {
+		cmd.Env = append(cmd.Env, "SSL_CERT_FILE="+ca, "HTTPS_PROXY=", "https_proxy=", "HTTP_PROXY=", "http_proxy=")
+	}
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "all of it ran") {
 		t.Errorf("%v\n%s", err, out)
 	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func copyFile(t *testing.T, from, to string) {
