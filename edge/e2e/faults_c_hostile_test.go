@@ -149,6 +149,7 @@ func TestC7HostileAgent(t *testing.T) {
 }
 
 func TestC12GarbageBeforeAuthentication(t *testing.T) {
+	mostlyWaits(t)
 	each := scaled(20, 200)
 	e := binaries.StartEdge(t)
 	sidecar(t, e, binaries.Token(t, e.Dir, "--host", host), answering(t, nil), "victim")

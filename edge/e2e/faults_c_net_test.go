@@ -29,6 +29,7 @@ func through(r *edgetest.Relay, more func(*agent.Config)) func(*agent.Config, *f
 }
 
 func TestC6BlackHoledTunnel(t *testing.T) {
+	mostlyWaits(t)
 	// Without a name of its own the edge tells agents of no way around the relay.
 	e := binaries.StartEdge(t, "--hostname", "")
 	relay := edgetest.StartRelay(t, e.Status.Addresses["https"])
@@ -117,6 +118,7 @@ func carrierOf(n *edgetest.Node) string {
 }
 
 func TestC9UDPBlockedOrDying(t *testing.T) {
+	mostlyWaits(t)
 	n := edgetest.StartNode(t)
 	relay := edgetest.StartRelay(t, n.Addr("https"))
 	app, token := answering(t, nil), n.Token(t, host)

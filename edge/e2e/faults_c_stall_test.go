@@ -51,6 +51,7 @@ func (p paced) Read(b []byte) (int, error) {
 }
 
 func TestC2AgentStalls(t *testing.T) {
+	mostlyWaits(t)
 	e := binaries.StartEdge(t)
 	app := answering(t, map[string]http.HandlerFunc{"/down": trickle, "/up": swallow})
 	token := binaries.Token(t, e.Dir, "--host", host)
@@ -162,6 +163,7 @@ func TestC3OneSlowStreamBesideFastOnes(t *testing.T) {
 }
 
 func TestC4StalledReaders(t *testing.T) {
+	mostlyWaits(t)
 	readers, idle := scaled(200, 1000), scaled(5*time.Second, time.Minute)
 	e := binaries.StartEdge(t, "--config", sitesFile(t, "idle_timeout: "+idle.String()))
 	app := answering(t, map[string]http.HandlerFunc{"/large": func(w http.ResponseWriter, _ *http.Request) {

@@ -154,6 +154,7 @@ func network(t *testing.T, args ...string) (*edgetest.EdgeProcess, string) {
 }
 
 func TestG1OrphansAreReaped(t *testing.T) {
+	mostlyWaits(t)
 	e, token := network(t)
 	inPlaces(t, "G1", "1,000 double-forked orphans while the app runs (500 runs for its status: wormhole/process)", "0 zombies after 1 s, the app's status",
 		func(t *testing.T, place string) (string, bool) {
@@ -329,6 +330,7 @@ func TestG4DockerStopUnderLoad(t *testing.T) {
 }
 
 func TestG5AppIgnoresTerm(t *testing.T) {
+	mostlyWaits(t)
 	e, token := network(t)
 	// A tree of three, one of them in a session of its own.
 	app := `trap '' TERM; echo pid $$.
@@ -342,10 +344,11 @@ func TestG5AppIgnoresTerm(t *testing.T) {
 	for _, place := range places {
 		l := launch(t, place, e.AgentEnv(token), "--", "sh", "-c", app)
 		l.prints(t, "pid ", 3)
-		tree := members(l.agent(t))
+		agent := l.agent(t)
+		tree := members(agent)
 		wg.Go(func() { // both at once: each takes the whole drain timeout
 			began := time.Now()
-			_ = syscall.Kill(l.agent(t), syscall.SIGTERM)
+			_ = syscall.Kill(agent, syscall.SIGTERM)
 			for !l.Exited() && time.Since(began) < 10*time.Second {
 				time.Sleep(5 * time.Millisecond)
 			}
@@ -446,6 +449,7 @@ func TestG6AppCrashesUnderLoad(t *testing.T) {
 }
 
 func TestG7SlowStart(t *testing.T) {
+	mostlyWaits(t)
 	delay := scaled(2, 20)
 	inPlaces(t, "G7", fmt.Sprintf("the app listens after %d s; another never does, with --start-timeout 1s", delay), "no request before the port answers; then exit non-zero and a clear log",
 		func(t *testing.T, place string) (string, bool) {
@@ -475,6 +479,7 @@ func TestG7SlowStart(t *testing.T) {
 }
 
 func TestG8AppOutlivesTheNetwork(t *testing.T) {
+	mostlyWaits(t)
 	cut := scaled(8*time.Second, 10*time.Minute)
 	mayUnshare(t)
 	e, token := network(t, "--hostname", "")

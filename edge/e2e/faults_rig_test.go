@@ -122,6 +122,13 @@ func answering(t *testing.T, more map[string]http.HandlerFunc) (addr string) {
 	return edgetest.App(t, mux)
 }
 
+// mostlyWaits lets the short form run a test beside others that mostly wait too.
+func mostlyWaits(t *testing.T) {
+	if !oracle.Long() {
+		t.Parallel()
+	}
+}
+
 func ms(d time.Duration) string { return d.Round(time.Millisecond).String() }
 
 func mib(bytes int64) string { return fmt.Sprintf("%d MiB", bytes>>20) }
