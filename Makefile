@@ -40,6 +40,7 @@ e2e: ## whole networks and real binaries on loopback only
 
 containers: ## the Dockerfiles and compose files, really run (needs a Docker engine)
 	$(GO) test -tags containers -count=1 -timeout $(CONTAINERS_TIMEOUT) -v ./deploy/containers/...
+	$(GO) test -tags containers -count=1 -timeout $(CONTAINERS_TIMEOUT) -run Dockerfiles -v ./deploy/printed
 
 images: ## the images of edge and agent, tagged wormhole/edge and wormhole/agent
 	docker build -f Dockerfile.edge  --build-arg VERSION=$(VERSION) -t wormhole/edge:latest  .
