@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -235,7 +236,7 @@ func TestC4StalledReaders(t *testing.T) {
 		Done: fmt.Sprintf("%d clients ask for 10 MiB each and do not read; idle_timeout %s", readers, idle),
 		Figure: fmt.Sprintf("%d at once; RSS %s, +%s at most, %s a minute later; all dropped %s after the last had stalled; next request %d",
 			most, mib(rss), mib(peak-rss), scaled("not judged", mib(back)), ms(dropped), status),
-		Limit: fmt.Sprintf("RSS +%s, dropped after %s (+5 s for a TLS goodbye that nobody reads, and some), back to +20 %% in 60 s", mib(limit), idle),
+		Limit: fmt.Sprintf("RSS +%s, dropped after %s (and what the kernel still takes), back to +20 %% in 60 s", mib(limit), idle),
 		OK:    peak-rss <= limit && dropped <= idle+scaled(15*time.Second, 8*time.Second) && most > readers/2 && back <= rss+rss/5 && err == nil && status == http.StatusOK,
 	}.Verdict(t)
 }
@@ -291,5 +292,38 @@ func TestC5BurstIntoOneTunnel(t *testing.T) {
 				OK:     good == c.burst && same,
 			}.Verdict(t)
 		}
+	}
+}
+
+// A client that was given up costs the kernel nothing any more: it is reset, and
+// not sent what it has not read.
+func TestAStalledReaderIsReset(t *testing.T) {
+	mostlyWaits(t)
+	e := binaries.StartEdge(t, "--config", sitesFile(t, "idle_timeout: 1s"))
+	sidecar(t, e, binaries.Token(t, e.Dir, "--host", host), answering(t, map[string]http.HandlerFunc{"/endless": func(w http.ResponseWriter, _ *http.Request) {
+		piece := make([]byte, 64<<10)
+		for {
+			if _, err := w.Write(piece); err != nil {
+				return
+			}
+		}
+	}}), "one")
+	e.AwaitReady(t, 1)
+	conn, err := tls.Dial("tcp", e.Status.Addresses["https"], &tls.Config{RootCAs: edgetest.Roots(t, e.Status.CA), ServerName: host, MinVersion: tls.VersionTLS12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.NetConn().Close()
+	fmt.Fprintf(conn, "GET /endless HTTP/1.1\r\nHost: %s\r\n\r\n", host)
+	inFlight := func() bool { return e.Metric(t, "wormhole_edge_requests_in_flight") == 1 }
+	edgetest.Eventually(t, "the answer begins", inFlight)
+	began := time.Now()
+	edgetest.Eventually(t, "the reader is given up", func() bool { return !inFlight() })
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("given up after %s, want little more than 1 s", took)
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(edgetest.Patience))
+	if _, err := io.Copy(io.Discard, conn); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the reader sees %v, want a reset", err)
 	}
 }

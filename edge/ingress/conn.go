@@ -67,6 +67,19 @@ func (c *conn) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
+// SetWriteDeadline implements net.Conn. A moment long past gives the client up: the
+// connection is reset at once. What a client does not read would stay in the kernel
+// for minutes, and TLS would take another five seconds to say goodbye.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	if t.IsZero() || time.Since(t) < time.Hour {
+		return c.Conn.SetWriteDeadline(t)
+	}
+	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	return c.Close()
+}
+
 // Close implements net.Conn. It is idempotent.
 func (c *conn) Close() error {
 	c.closing.Do(func() {
