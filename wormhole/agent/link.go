@@ -37,6 +37,9 @@ func (l *link) keep(ctx, dialCtx context.Context) {
 	for l.mayDial(dialCtx) {
 		next, err := l.dial(dialCtx, l.carriers())
 		if err != nil {
+			if l.mayDial(dialCtx) {
+				a.totals.failed.Add(1)
+			}
 			if !l.pause(dialCtx, err, wait) {
 				return
 			}
@@ -66,6 +69,7 @@ func (l *link) keep(ctx, dialCtx context.Context) {
 			}
 		} else if !isClosed(next.leaving) && l.mayDial(dialCtx) {
 			d := wait.Next()
+			a.totals.lost.Add(1)
 			next.logger.Warn("tunnel lost", "remote", l.target.addr, "err", next.reason(), "retry_in", d.Round(time.Millisecond).String())
 			l.tellFailed()
 			if !a.sleep(dialCtx, d, nil) {
