@@ -57,7 +57,7 @@ func TestF2AnyEdgeAnswersTheChallenge(t *testing.T) {
 			if long() {
 				n = 50
 			}
-			p := startPebble(t, edgetest.PebbleConfig{})
+			p := startPebble(t, edgetest.PebbleConfig{SleepMax: delay()})
 			p.Resolve(t, "", "127.0.0.2")
 			nodes := certEdges(t, p, 3, func(c *config.Config) {
 				if kind == "tls-alpn-01" {

@@ -35,6 +35,14 @@ func startPebble(t *testing.T, cfg edgetest.PebbleConfig) *edgetest.Pebble {
 // long says whether the slow forms of the fault tests are asked for.
 func long() bool { return os.Getenv("WORMHOLE_FAULTS") == "long" }
 
+// delay is how many seconds the CA puts validations off, at random.
+func delay() int {
+	if long() {
+		return 5
+	}
+	return 0
+}
+
 // certEdges starts n edges in this process that share one store and order from p.
 func certEdges(t *testing.T, p *edgetest.Pebble, n int, change ...func(*config.Config)) []*edgetest.Node {
 	t.Helper()
@@ -106,7 +114,7 @@ func unrecognized(err error) bool {
 
 // F1: fifty new hosts, each first asked for on three edges at once.
 func TestF1FiftyNewHostsOnThreeEdgesAreFiftyOrders(t *testing.T) {
-	p := startPebble(t, edgetest.PebbleConfig{NonceReject: 15})
+	p := startPebble(t, edgetest.PebbleConfig{NonceReject: 15, SleepMax: delay()})
 	nodes := certEdges(t, p, 3)
 	hosts := numbered("f1-%02d.example.com", 50)
 	configure(t, nodes, hosts...)
