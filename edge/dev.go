@@ -85,7 +85,7 @@ that goes when it stops, unless --data-dir names one that stays.`,
 			<-n.Opened()
 			printDev(cmd.OutOrStdout(), n, tokenFile)
 		}()
-		return n.Run(cmd.Context())
+		return runNode(cmd.Context(), n)
 	}
 	return cmd
 }

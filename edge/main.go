@@ -11,12 +11,15 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"wormhole/edge/config"
+	"wormhole/edge/node"
+	"wormhole/shared/memory"
 )
 
 // version is set by the linker.
@@ -93,6 +96,16 @@ the tunnels that wormhole agents keep open to it.`,
 	})
 	root.AddCommand(newServe(), newDev(), newToken(), newKey(), newSite(), newCert(), newStatus(), newCluster(), newDrain(), newVersion())
 	return root
+}
+
+// runNode runs n until ctx ends, and keeps the process as small as its work allows.
+func runNode(ctx context.Context, n *node.Node) error {
+	beside, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { memory.Run(beside) })
+	defer running.Wait()
+	defer stop()
+	return n.Run(ctx)
 }
 
 func newVersion() *cobra.Command {

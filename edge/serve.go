@@ -48,7 +48,7 @@ refused. If the new program does not come up, this one goes on.`,
 		}
 		stop := upgradeOnSignal(n, logger)
 		defer stop()
-		return n.Run(cmd.Context())
+		return runNode(cmd.Context(), n)
 	}
 	return cmd
 }

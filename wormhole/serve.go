@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"wormhole/shared/memory"
 	"wormhole/shared/notify"
 	"wormhole/shared/token"
 	"wormhole/wormhole/agent"
@@ -254,6 +255,7 @@ func (s *service) start() context.Context {
 		}
 	})
 	s.background.Go(func() { s.forward.Watch(ctx, s.readiness) })
+	s.background.Go(func() { memory.Run(ctx) })
 	if s.cfg.tokenFile != "" {
 		s.background.Go(func() { watchToken(ctx, s.cfg.tokenFile, s.cfg.token, s.replaceToken, s.logger) })
 	}

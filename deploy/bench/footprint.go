@@ -19,7 +19,7 @@ import (
 )
 
 // settle is how long memory is left alone before it is read.
-const settle = 3 * time.Second
+const settle = 8 * time.Second
 
 // footprint measures memory and sizes: of a fresh edge, so that what the load left
 // behind is not reused and forgotten.
@@ -59,7 +59,7 @@ func footprint(ctx context.Context, s *site, tunnels int) (lines []string, err e
 	if err != nil {
 		return nil, err
 	}
-	full, err := withIdleTunnels(ctx, edge, token, tunnels)
+	full, err := withIdleTunnels(ctx, edge, tunnels)
 	if err != nil {
 		return nil, err
 	}
@@ -84,15 +84,24 @@ func idleAgent(ctx context.Context, s *site, edge *rig.Edge, token, log string) 
 	return residentKiB(process.PID())
 }
 
+// tunnelsPerToken stays below what an edge grants one token by itself.
+const tunnelsPerToken = 500
+
 // withIdleTunnels is the memory of the edge while n agents hold a tunnel each. The
 // agents are real, but live in this process.
-func withIdleTunnels(ctx context.Context, edge *rig.Edge, token string, n int) (kib int, err error) {
+func withIdleTunnels(ctx context.Context, edge *rig.Edge, n int) (kib int, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer stop()
 	agents := make([]*agent.Agent, n)
+	var token string
 	for i := range agents {
+		if i%tunnelsPerToken == 0 {
+			if token, err = edge.Token(ctx, host); err != nil {
+				return 0, err
+			}
+		}
 		agents[i], err = agent.New(agent.Config{
 			Edges: []string{net.JoinHostPort("localhost", edge.Port())}, Token: token, Hosts: []string{host},
 			Name: fmt.Sprint("idle-", i), RootCAs: edge.Roots(), Transport: agent.OnlyTLS,

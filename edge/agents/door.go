@@ -145,7 +145,7 @@ func (d *Door) Run(ctx context.Context) error {
 // tunnel ends, and closes conn.
 func (d *Door) ServeTLS(ctx context.Context, conn *tls.Conn) {
 	d.serve(ctx, conn.RemoteAddr(), tunnel.TLS, func(admit tunnel.Admit, maxStreams int) (tunnel.Session, error) {
-		s, _, _, err := tlsmux.Accept(ctx, conn, admit, tlsmux.Options{MaxStreams: maxStreams})
+		s, _, _, err := tlsmux.Accept(ctx, conn, admit, tlsmux.Options{MaxStreams: maxStreams, RefuseStreams: true})
 		return s, err
 	})
 }
@@ -164,14 +164,24 @@ func (d *Door) serve(ctx context.Context, remote net.Addr, carrier tunnel.Carrie
 	d.wg.Add(1)
 	defer d.wg.Done()
 
-	var adm *admission
-	session, err := accept(func(_ context.Context, hello *protocol.Hello, _ net.Addr) (*protocol.Welcome, error) {
-		var err error
-		if adm, err = d.admit(hello); err != nil {
-			return nil, err
-		}
-		return adm.welcome, nil
-	}, d.cfg.MaxStreams)
+	var (
+		adm     *admission
+		session tunnel.Session
+		err     error
+	)
+	// On a goroutine of its own, so that the stack that decoding and verifying need
+	// is not kept as long as the tunnel.
+	var admitting sync.WaitGroup
+	admitting.Go(func() {
+		session, err = accept(func(_ context.Context, hello *protocol.Hello, _ net.Addr) (*protocol.Welcome, error) {
+			var err error
+			if adm, err = d.admit(hello); err != nil {
+				return nil, err
+			}
+			return adm.welcome, nil
+		}, d.cfg.MaxStreams)
+	})
+	admitting.Wait()
 	if err != nil {
 		if adm != nil {
 			d.release(adm.claims.ID)

@@ -48,6 +48,7 @@ func newTunnel(d *Door, session tunnel.Session, adm *admission, carrier tunnel.C
 		hosts:   adm.hosts,
 		streams: map[uint64]*Stream{},
 	}
+	t.hello.Token = "" // was verified, and is a good part of what an idle tunnel holds
 	t.claims.Store(adm.claims)
 	t.lastBeat.Store(time.Now().UnixNano())
 
@@ -112,28 +113,33 @@ func (t *Tunnel) serve(ctx context.Context) {
 	t.logger.Info("agent connected", "remote", t.session.RemoteAddr().String(), "hosts", t.hosts,
 		"carrier", string(t.session.Carrier()), "ready", t.hello.Ready, "release", t.hello.Release, "token", t.tokenID())
 
-	refuseStreams := make(chan struct{})
-	go func() { // ends with the session
-		defer close(refuseStreams)
-		for {
-			s, err := t.session.Accept(context.Background())
-			if err != nil {
-				return
-			}
-			s.Abort() // agents have nothing to open yet
-			_ = s.Close()
-		}
-	}()
+	var refusing sync.WaitGroup
+	if t.session.Carrier() != tunnel.TLS { // which refuses by itself
+		refusing.Go(t.refuseStreams)
+	}
 
 	err := t.converse()
 	t.leave()
 	_ = t.session.Close()
-	<-refuseStreams
+	refusing.Wait()
 	_ = t.pool.Close()
 	if sessionErr := t.session.Err(); err == nil || errors.Is(err, tunnel.ErrAborted) {
 		err = sessionErr
 	}
 	t.logger.Info("agent disconnected", "err", err, "duration", time.Since(t.backend.Info().Since))
+}
+
+// refuseStreams aborts what the agent opens, until the session ends: agents have
+// nothing to open yet.
+func (t *Tunnel) refuseStreams() {
+	for {
+		s, err := t.session.Accept(context.Background())
+		if err != nil {
+			return
+		}
+		s.Abort()
+		_ = s.Close()
+	}
 }
 
 // attach joins the pools of all its hosts.

@@ -277,8 +277,11 @@ func (in *Ingress) enterTLS(c *conn) {
 	}
 	if serve := in.longLived(secure.ConnectionState().NegotiatedProtocol); serve != nil {
 		c.door.settle(c, true)
-		defer secure.Close()
-		serve(in.agents, secure)
+		// It stays for hours: the large stack of the handshake is not kept so long.
+		in.work.Go(func() {
+			defer secure.Close()
+			serve(in.agents, secure)
+		})
 		return
 	}
 	in.handed.give(secure)

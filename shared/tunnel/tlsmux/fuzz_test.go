@@ -17,7 +17,7 @@ func FuzzFrames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, frames []byte, piece uint8) {
 		s := &session{start: time.Now(), opt: Options{}.withDefaults(true)}
 		s.table = newTable(s.opt, false)
-		s.out = newOutbox(io.Discard, s.now, &s.heard)
+		s.out = newOutbox(io.Discard, s.now, &s.heard, func() {})
 		if _, err := s.table.reserve(); err != nil {
 			t.Fatal(err)
 		}

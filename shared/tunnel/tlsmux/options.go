@@ -33,6 +33,9 @@ type Options struct {
 	// Accept, and at Dial twice MaxStreams and some, because the peer may count a
 	// stream as gone a little earlier.
 	MaxIncoming int
+	// RefuseStreams aborts every stream that the peer opens besides the control
+	// stream, without anybody calling Session.Accept.
+	RefuseStreams bool
 	// Window is the largest receive window of a stream, in bytes; 0 means 4 MiB.
 	// Every stream starts with 256 KiB and grows while it is read fast.
 	Window int
@@ -77,3 +80,16 @@ func (o Options) withDefaults(accepted bool) Options {
 	}
 	return o
 }
+
+// backlog is how many streams of the peer's may wait to be accepted.
+func (o Options) backlog() int {
+	if o.MaxIncoming < smallBacklog {
+		return smallBacklog
+	}
+	return backlog
+}
+
+// synCredits is how many SYNs may be on their way unanswered. It stays below the
+// backlog, which bounds them in yamux, because the peer may still hold a stream
+// that was aborted here.
+func (o Options) synCredits() int { return o.backlog() * 3 / 4 }

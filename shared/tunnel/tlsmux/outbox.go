@@ -26,6 +26,10 @@ const (
 	quiet      = 100 * time.Microsecond
 	quietBatch = 4 << 10
 	maxUnheard = 16 << 10
+
+	// calm is how long nothing was given to run before it ends with the queue, so
+	// that an idle session does not keep its stack.
+	calm = 50 * time.Millisecond
 )
 
 // buffers holds the outboxes' buffers while they are empty, so that an idle
@@ -34,7 +38,8 @@ var buffers = sync.Pool{New: func() any { return &buffer{b: make([]byte, 0, outb
 
 type buffer struct{ b []byte }
 
-// outbox gathers frames and writes them with one goroutine (run). Data waits for
+// outbox gathers frames and writes them with one goroutine (run), which comes and
+// goes. Data waits for
 // room, first come first served, so that streams share the connection fairly;
 // control frames never wait.
 type outbox struct {
@@ -44,6 +49,7 @@ type outbox struct {
 	w       io.Writer
 	now     func() int64  // the session's time
 	heard   *atomic.Int64 // when the peer was last heard
+	start   func()        // calls run; on a goroutine of its own
 
 	mu       sync.Mutex // guards what follows, and each stream's send half
 	pending  sync.Cond  // signalled when run has something to do
@@ -56,10 +62,14 @@ type outbox struct {
 	waiting  []*stream // streams that wait for room, in order
 	reserved int       // bytes promised to streams that were taken off waiting
 	closed   bool
+	running  bool  // start was called, and run will look again
+	kicked   int64 // when run was last given something
+	lull     int64 // how long it had nothing before
+	resting  bool  // run is to end with the queue
 }
 
-func newOutbox(w io.Writer, now func() int64, heard *atomic.Int64) *outbox {
-	o := &outbox{w: w, now: now, heard: heard}
+func newOutbox(w io.Writer, now func() int64, heard *atomic.Int64, start func()) *outbox {
+	o := &outbox{w: w, now: now, heard: heard, start: start}
 	o.pending.L = &o.mu
 	return o
 }
@@ -110,7 +120,13 @@ func (o *outbox) send(st *stream, p []byte) (int, error) {
 				h.reserved = 0
 				h.window -= int64(n)
 				o.append(header{kind: typeData, id: st.id, length: uint32(n)}, p[:n])
-				o.flush()
+				if st.id == controlID {
+					// Nothing waits for it, and whoever has the control conversation is there
+					// as long as the session: its stack stays small.
+					o.kick()
+				} else {
+					o.flush()
+				}
 				return n, nil
 			}
 			if !h.queued {
@@ -205,7 +221,7 @@ func (o *outbox) control(h header) bool {
 		return false
 	}
 	o.append(h, nil)
-	o.pending.Signal()
+	o.kick()
 	return true
 }
 
@@ -244,7 +260,7 @@ func (o *outbox) close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.closed = true
-	o.pending.Signal()
+	o.kick()
 }
 
 // flush sees to it that what is queued is written: by run, where frames of many
@@ -256,7 +272,7 @@ func (o *outbox) flush() {
 		return // whoever writes now looks again afterwards
 	}
 	if !o.mayWrite() {
-		o.pending.Signal()
+		o.kick()
 		return
 	}
 	if err := o.write(); err != nil {
@@ -264,7 +280,7 @@ func (o *outbox) flush() {
 		o.closed = true
 	}
 	if o.queue != nil || o.closed {
-		o.pending.Signal()
+		o.kick()
 	}
 }
 
@@ -283,20 +299,47 @@ func (o *outbox) mayWrite() bool {
 	return o.unheard <= maxUnheard
 }
 
-// run writes what is queued until close, and until a write fails. A failed write
-// loses what was queued.
-func (o *outbox) run() error {
+// kick makes run look at the queue. The caller holds mu.
+func (o *outbox) kick() {
+	now := o.now()
+	o.kicked, o.lull = now, now-o.kicked
+	if o.running {
+		o.pending.Signal()
+		return
+	}
+	o.running, o.resting = true, false
+	go o.start()
+}
+
+// rest ends a run that had nothing to do since the given time.
+func (o *outbox) rest(since int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.running && o.kicked < since {
+		o.resting = true
+		o.pending.Signal()
+	}
+}
+
+// run writes what is queued until close, and until a write fails: then over is
+// true. A failed write loses what was queued. It ends before when there is little
+// to do; kick starts another.
+func (o *outbox) run() (over bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for {
 		for o.flushing || o.queue == nil && !o.closed {
+			if !o.flushing && (o.resting || o.lull > int64(calm)) {
+				o.running = false
+				return false, nil
+			}
 			o.pending.Wait()
 		}
 		if o.failed != nil || o.queue == nil {
-			return o.failed
+			return true, o.failed
 		}
 		if err := o.write(); err != nil {
-			return err
+			return true, err
 		}
 	}
 }

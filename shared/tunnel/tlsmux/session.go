@@ -17,11 +17,10 @@ import (
 )
 
 const (
-	// backlog is how many streams may wait to be accepted, before yamux refuses.
-	backlog = 512
-	// synCredits is how many SYNs may be on their way unanswered. It stays below
-	// backlog, because the peer may still hold a stream that was aborted here.
-	synCredits = 384
+	// backlog is how many streams may wait to be accepted, before yamux refuses. It
+	// costs 8 bytes each, used or not, so a side that takes few has the small one.
+	backlog      = 512
+	smallBacklog = 128
 	// lastWords is how long Close lets what is queued go out.
 	lastWords = 250 * time.Millisecond
 )
@@ -60,9 +59,9 @@ func newSession(conn *tls.Conn, dialer bool, opt Options) (*session, error) {
 		start: time.Now(),
 		done:  make(chan struct{}),
 	}
-	s.out = newOutbox(conn, s.now, &s.heard)
+	s.out = newOutbox(conn, s.now, &s.heard, s.run)
 	cfg := &yamux.Config{
-		AcceptBacklog:     backlog,
+		AcceptBacklog:     opt.backlog(),
 		KeepAliveInterval: time.Hour, // disabled: watchPeer does it
 		// Frames of yamux's never wait on the network, so this bounds nothing real.
 		ConnectionWriteTimeout: time.Hour,
@@ -82,7 +81,6 @@ func newSession(conn *tls.Conn, dialer bool, opt Options) (*session, error) {
 	}
 	s.mux = mux
 	s.watch = time.AfterFunc(opt.KeepAlive, s.watchPeer)
-	go s.run()
 	close(ready)
 	return s, nil
 }
@@ -101,9 +99,13 @@ func (g *gate) Read(p []byte) (int, error) {
 	return g.wire.Read(p)
 }
 
-// run writes what is queued until the session ends, then takes everything down.
+// run writes what is queued. If that is because the session ends, it takes
+// everything down.
 func (s *session) run() {
-	err := s.out.run()
+	over, err := s.out.run()
+	if !over {
+		return
+	}
 	if err != nil {
 		err = fmt.Errorf("write to peer: %w", err)
 	} else {
@@ -173,6 +175,7 @@ func (s *session) watchPeer() {
 	default:
 		next -= silent
 	}
+	s.out.rest(now - int64(s.opt.KeepAlive))
 	for _, ys := range s.table.idle(now - int64(s.opt.KeepAlive)) {
 		ys.Shrink()
 	}

@@ -91,8 +91,8 @@ func TestTenThousandAbortsLeaveNothingInYamux(t *testing.T) {
 		}
 	}
 	edge.(*session).table.mu.Lock()
-	if got := edge.(*session).table.credits; got != synCredits {
-		t.Errorf("credits = %d, want all %d back", got, synCredits)
+	if got, want := edge.(*session).table.credits, edge.(*session).opt.synCredits(); got != want {
+		t.Errorf("credits = %d, want all %d back", got, want)
 	}
 	edge.(*session).table.mu.Unlock()
 	edge.Close()

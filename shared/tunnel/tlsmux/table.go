@@ -64,7 +64,7 @@ type life struct {
 }
 
 func newTable(opt Options, oddLocal bool) *table {
-	return &table{opt: opt, oddLocal: oddLocal, streams: make(map[uint32]*stream), credits: synCredits}
+	return &table{opt: opt, oddLocal: oddLocal, streams: make(map[uint32]*stream), credits: opt.synCredits()}
 }
 
 // isLocal reports whether streams with this id are opened here.

@@ -17,6 +17,8 @@ var (
 )
 
 const (
+	// controlID is the first stream that a dialer opens.
+	controlID = 1
 	// maxPings is how many pings a peer may send in a second.
 	maxPings = 10
 	// maxTiny is how many frames in a second may carry next to nothing: fewer than
@@ -134,8 +136,12 @@ func (w *wire) streamFrame(h header, b []byte) error {
 		if t.isLocal(h.id) {
 			return errStreamID
 		}
-		if err := t.add(newStream(w.s, h.id)); err != nil {
+		st := newStream(w.s, h.id)
+		if err := t.add(st); err != nil {
 			return err
+		}
+		if w.s.opt.RefuseStreams && h.id != controlID {
+			st.Abort()
 		}
 	}
 	st := w.last
