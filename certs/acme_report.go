@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"crypto/x509"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -40,14 +41,18 @@ func (h *acmeHost) status() HostStatus {
 	s := HostStatus{Host: h.name, State: h.state, Error: h.err, Next: h.due}
 	h.mu.Unlock()
 	if c := h.cert.Load(); c != nil {
-		leaf := c.tls.Leaf
-		s.Serial, s.NotBefore, s.NotAfter = serial(leaf), c.notBefore, c.notAfter
-		s.Issuer = leaf.Issuer.CommonName
-		if len(leaf.Issuer.Organization) > 0 {
-			s.Issuer = strings.TrimSpace(leaf.Issuer.Organization[0] + " " + leaf.Issuer.CommonName)
-		}
+		s.describe(c.tls.Leaf)
 	}
 	return s
+}
+
+// describe takes over what a certificate says of itself.
+func (s *HostStatus) describe(leaf *x509.Certificate) {
+	s.Serial, s.NotBefore, s.NotAfter = serial(leaf), leaf.NotBefore, leaf.NotAfter
+	s.Issuer = leaf.Issuer.CommonName
+	if len(leaf.Issuer.Organization) > 0 {
+		s.Issuer = strings.TrimSpace(leaf.Issuer.Organization[0] + " " + leaf.Issuer.CommonName)
+	}
 }
 
 // ACMEStats are the figures of an ACME source. Their number does not grow with the

@@ -444,3 +444,29 @@ func BenchmarkInternalGetCertificate(b *testing.B) {
 		})
 	}
 }
+
+func TestFilesTellWhatTheyHold(t *testing.T) {
+	ca := newSigner(t)
+	dir := t.TempDir()
+	cert := ca.leaf(t, "a.example.com")
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair := Pair{Cert: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem")}
+	for path, block := range map[string]*pem.Block{
+		pair.Cert: {Type: "CERTIFICATE", Bytes: cert.Certificate[0]}, pair.Key: {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err := NewFiles(FilesConfig{Pairs: []Pair{pair}}, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosts := files.Hosts()
+	if len(hosts) != 1 || hosts[0].Host != "a.example.com" || hosts[0].State != StateValid || hosts[0].Serial == "" || hosts[0].Issuer == "" {
+		t.Errorf("the files tell %+v", hosts)
+	}
+}

@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -201,6 +203,26 @@ func (f *Files) Names() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// Hosts returns the names with what is known of their certificates, sorted. A name
+// with several certificates has a row for each.
+func (f *Files) Hosts() []HostStatus {
+	var all []HostStatus
+	for name, list := range f.set.Load().byName {
+		for _, cert := range list {
+			s := HostStatus{Host: name, State: StateValid}
+			s.describe(cert.Leaf)
+			if time.Now().After(s.NotAfter) {
+				s.State, s.Error = StateFailed, "the certificate in the file has expired"
+			}
+			all = append(all, s)
+		}
+	}
+	slices.SortFunc(all, func(a, b HostStatus) int {
+		return cmp.Or(strings.Compare(a.Host, b.Host), a.NotAfter.Compare(b.NotAfter))
+	})
+	return all
 }
 
 func loadPair(pair Pair) (*tls.Certificate, error) {

@@ -27,7 +27,7 @@ type Node interface {
 	SiteSpec(host string) (site.Spec, bool)
 	ApplySite(ctx context.Context, spec site.Spec) error
 	DeleteSite(ctx context.Context, host string) (bool, error)
-	// Certificates lists what was ordered from the CA; RetryCertificate forgets what
+	// Certificates lists those of files and of the CA; RetryCertificate forgets what
 	// went wrong for a host and has it ordered for anew.
 	Certificates() []Certificate
 	RetryCertificate(ctx context.Context, host string) error

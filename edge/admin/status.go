@@ -50,8 +50,8 @@ type Site struct {
 	InFlight   int64  `json:"in_flight"`
 }
 
-// Certificate is one host that the edge has, or orders, a certificate for from the
-// CA.
+// Certificate is one host that the edge has a certificate for, in a file or from the
+// CA, or orders one.
 type Certificate struct {
 	Host      string     `json:"host"`
 	Issuer    string     `json:"issuer,omitempty"`

@@ -179,11 +179,15 @@ func isLocal(host string) bool {
 	return host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
-// Certificates lists the certificates of ACME.
+// Certificates lists the certificates of files and ACME.
 func (n *Node) Certificates() []admin.Certificate {
 	out := []admin.Certificate{}
-	if n.certs.acme == nil {
-		return out
+	var hosts []certs.HostStatus
+	if n.certs.files != nil {
+		hosts = n.certs.files.Hosts()
+	}
+	if n.certs.acme != nil {
+		hosts = append(hosts, n.certs.acme.Hosts()...)
 	}
 	optional := func(t time.Time) *time.Time {
 		if t.IsZero() {
@@ -192,7 +196,7 @@ func (n *Node) Certificates() []admin.Certificate {
 		t = t.UTC().Truncate(time.Second)
 		return &t
 	}
-	for _, h := range n.certs.acme.Hosts() {
+	for _, h := range hosts {
 		out = append(out, admin.Certificate{
 			Host: h.Host, Issuer: h.Issuer, Serial: h.Serial, NotBefore: optional(h.NotBefore), NotAfter: optional(h.NotAfter),
 			State: string(h.State), LastError: h.Error, NextTry: optional(h.Next),
@@ -210,7 +214,7 @@ func (n *Node) RetryCertificate(ctx context.Context, host string) error {
 }
 
 var (
-	descCertExpiry = prometheus.NewDesc("wormhole_edge_certificate_expiry_timestamp_seconds", "When the certificate from the CA that expires first does so; 0 without any.", nil, nil)
+	descCertExpiry = prometheus.NewDesc("wormhole_edge_certificate_expiry_timestamp_seconds", "When the first certificate of the CA or of a file expires; 0 without any.", nil, nil)
 	descCerts      = prometheus.NewDesc("wormhole_edge_certificates", "Hosts with a certificate from the CA or an order for one, by state.", []string{"state"}, nil)
 	descOrders     = prometheus.NewDesc("wormhole_edge_certificate_orders_total", "Orders of this edge: taken by the CA, issued, failed, or put off because of a limit or the clock.", []string{"result"}, nil)
 	descBudget     = prometheus.NewDesc("wormhole_edge_certificate_budget_used", "Orders that count for a limit of the CA, by all edges; for domain and name that of the last order.", []string{"limit"}, nil)
@@ -225,21 +229,34 @@ func (c *certificates) describe(ch chan<- *prometheus.Desc) {
 }
 
 func (c *certificates) collect(ch chan<- prometheus.Metric) {
-	if c.acme == nil {
-		return
-	}
-	s := c.acme.Stats()
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	count := func(d *prometheus.Desc, v uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
+	var s certs.ACMEStats
+	if c.acme != nil {
+		s = c.acme.Stats()
+	}
+	if c.files != nil {
+		for _, h := range c.files.Hosts() {
+			if s.Expiry.IsZero() || h.NotAfter.Before(s.Expiry) {
+				s.Expiry = h.NotAfter
+			}
+		}
+	}
+	if c.acme == nil && c.files == nil {
+		return
+	}
 	expiry := 0.0
 	if !s.Expiry.IsZero() {
 		expiry = float64(s.Expiry.Unix())
 	}
 	gauge(descCertExpiry, expiry)
+	if c.acme == nil {
+		return
+	}
 	for state, v := range s.ByState {
 		gauge(descCerts, float64(v), string(state))
 	}
