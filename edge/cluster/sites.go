@@ -126,11 +126,21 @@ func (s *Sites) sync(pattern string, r *reach) {
 	}
 	wanted := map[bus.Route]bool{}
 	for _, route := range routes {
-		if route.State.Live() != best {
-			continue
+		if route.State.Live() == best {
+			route.State &= bus.H2C
+			wanted[route] = true
 		}
-		route.State &= bus.H2C
-		wanted[route] = true
+	}
+	for route, detach := range r.attached {
+		if !wanted[route] {
+			detach()
+			delete(r.attached, route)
+			if peer := s.cluster.peer(route.Node); peer != nil {
+				peer.Forget(pattern)
+			}
+		}
+	}
+	for route := range wanted {
 		if r.attached[route] != nil {
 			continue
 		}
@@ -143,14 +153,5 @@ func (s *Sites) sync(pattern string, r *reach) {
 			appProtocol = "h2c"
 		}
 		r.attached[route] = s.registry.Attach(pattern, peer.Backend(pattern, appProtocol))
-	}
-	for route, detach := range r.attached {
-		if !wanted[route] {
-			detach()
-			delete(r.attached, route)
-			if peer := s.cluster.peer(route.Node); peer != nil {
-				peer.Forget(pattern)
-			}
-		}
 	}
 }

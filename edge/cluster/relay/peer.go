@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -93,7 +94,7 @@ func NewPeer(cfg PeerConfig, id *identity.Identity, logger *slog.Logger) *Peer {
 func (p *Peer) Health() Health { return Health(p.health.Load()) }
 
 // Backend is the peer as a backend of the site pattern, whose apps speak
-// appProtocol; always the same one.
+// appProtocol; the same one until Forget.
 func (p *Peer) Backend(pattern, appProtocol string) *balance.Backend {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,19 +113,31 @@ func (p *Peer) Backend(pattern, appProtocol string) *balance.Backend {
 	return b
 }
 
-// Forget closes the streams kept for a site that the peer does not reach any more.
+// Forget gives up the backends of a site that the peer does not reach any more.
+// Requests in flight go on. If it reaches the site again, that is another backend:
+// what was learnt of the old one must not count against it.
 func (p *Peer) Forget(pattern string) {
+	for _, b := range p.backendsOf(pattern, true) {
+		b.Drain()
+		b.Upstream().CloseIdle()
+	}
+}
+
+// backendsOf are those that were made for a site, whatever its apps speak.
+func (p *Peer) backendsOf(pattern string, forget bool) []*balance.Backend {
 	p.mu.Lock()
-	var kept []*balance.Backend
+	defer p.mu.Unlock()
+	var out []*balance.Backend
 	for _, appProtocol := range [...]string{"", "h2c"} {
-		if b := p.backends[spoken{pattern, appProtocol}]; b != nil {
-			kept = append(kept, b)
+		key := spoken{pattern, appProtocol}
+		if b := p.backends[key]; b != nil {
+			out = append(out, b)
+			if forget {
+				delete(p.backends, key)
+			}
 		}
 	}
-	p.mu.Unlock()
-	for _, b := range kept {
-		b.Upstream().DropIdle()
-	}
+	return out
 }
 
 // spoken is a site and what its apps speak.
@@ -281,7 +294,18 @@ func (p *Peer) listen(l *link) {
 				}
 			}
 		case typeRetire:
-			p.Forget(string(payload))
+			if len(payload) < 8 {
+				continue
+			}
+			l.mu.Lock()
+			s := l.streams[binary.BigEndian.Uint64(payload)]
+			l.mu.Unlock()
+			if s != nil {
+				s.retired.Store(true)
+				for _, b := range p.backendsOf(string(payload[8:]), false) {
+					b.Upstream().DropIdle() // now if it is idle, else after its request
+				}
+			}
 		}
 	}
 }
@@ -325,14 +349,19 @@ func (o opener) OpenStream(ctx context.Context, h protocol.StreamHeader) (upstre
 // quietStream is a Stream whose carrier can tell that nothing has arrived unread.
 type quietStream struct {
 	*Stream
-	upstream.Prober
+	carrier upstream.Prober
 }
+
+// Quiet implements upstream.Prober: a stream to a backend that drains is not good
+// for another request.
+func (q quietStream) Quiet() bool { return !q.retired.Load() && q.carrier.Quiet() }
 
 // Stream is a stream through a peer to an app.
 type Stream struct {
 	tunnel.Stream
 	link    *link
 	backend string
+	retired atomic.Bool // its backend drains
 
 	once  sync.Once
 	ended chan struct{} // closed when end is set

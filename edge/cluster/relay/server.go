@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
@@ -53,6 +54,8 @@ type Server struct {
 type carriage struct {
 	backend *balance.Backend
 	from    *visitor
+	stream  uint64
+	told    bool // to carry no further request; guarded by Server.mu
 }
 
 // visitor is one other edge's session.
@@ -159,9 +162,12 @@ func (s *Server) carry(ctx context.Context, v *visitor, stream tunnel.Stream) {
 		return
 	}
 	defer b.Release()
-	c := &carriage{backend: b, from: v}
+	c := &carriage{backend: b, from: v, stream: stream.ID()}
 	s.enter(pattern, c)
 	defer s.leave(pattern, c)
+	if b.Draining() { // it began before the line above
+		s.Changed(pattern)
+	}
 	s.carried.Add(1)
 	if _, err := stream.Write(appendAnswer(nil, protocol.AnswerOK, b.Name())); err != nil {
 		_ = app.Close()
@@ -259,18 +265,25 @@ func (s *Server) leave(pattern string, c *carriage) {
 // Changed looks whether backends of a site drain, and asks the edges that keep
 // streams to them to let those go. It does not block.
 func (s *Server) Changed(pattern string) {
-	var tell map[*visitor]bool
+	var tell map[*visitor][]uint64
 	s.mu.Lock()
 	for c := range s.active[pattern] {
-		if c.backend.Draining() {
+		if !c.told && c.backend.Draining() {
+			c.told = true
 			if tell == nil {
-				tell = map[*visitor]bool{}
+				tell = map[*visitor][]uint64{}
 			}
-			tell[c.from] = true
+			tell[c.from] = append(tell[c.from], c.stream)
 		}
 	}
 	s.mu.Unlock()
-	for v := range tell {
-		go v.send(typeRetire, []byte(pattern)) // bounded by its write deadline
+	for v, streams := range tell {
+		go v.retire(pattern, streams) // bounded by the write deadlines
+	}
+}
+
+func (v *visitor) retire(pattern string, streams []uint64) {
+	for _, id := range streams {
+		v.send(typeRetire, append(binary.BigEndian.AppendUint64(nil, id), pattern...))
 	}
 }

@@ -19,8 +19,9 @@ import (
 // ALPN is what edges offer to each other for relays.
 const ALPN = "wormhole-relay/1"
 
-// typeRetire (accepting -> dialling edge) names a site one of whose backends drains:
-// streams that are kept for it should end. Its number is outside those of agents.
+// typeRetire (accepting -> dialling edge) names a stream (u64) of a site (the rest)
+// whose backend drains: it should carry no further request. Its number is outside
+// those of agents.
 const typeRetire protocol.Type = 64
 
 // beat and retire messages are small; so are reports of streams' ends.

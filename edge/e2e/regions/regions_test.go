@@ -1,0 +1,597 @@
+// Package regions tests several real edges as one network: section B of the fault
+// catalogue.
+package regions
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"wormhole/edge/edgetest"
+	"wormhole/wormhole/agent"
+	"wormhole/wormhole/forward"
+)
+
+var binaries edgetest.Binaries
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "wormhole-regions-")
+	if err == nil {
+		binaries, err = edgetest.Build(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	status := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(status)
+}
+
+type edge = edgetest.ClusterEdge
+
+// worker is an agent in this process, with tunnels to at most max edges.
+type worker struct {
+	*agent.Agent
+	stop func()
+}
+
+func work(t *testing.T, ca, token, name, endpoint string, max int, doors ...string) *worker {
+	t.Helper()
+	where, err := forward.ParseEndpoint(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := forward.New(forward.Config{Endpoint: where})
+	a, err := agent.New(agent.Config{
+		Edges: doors, Token: token, Name: name, RootCAs: edgetest.Roots(t, ca), Transport: agent.OnlyTLS, EdgesMax: max, EdgesMin: 1,
+	}, f, edgetest.Logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.SetReady(true, "")
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = a.Run(ctx) })
+	w := &worker{Agent: a, stop: sync.OnceFunc(func() { cancel(); wg.Wait() })}
+	t.Cleanup(w.stop)
+	return w
+}
+
+func (w *worker) awaitTunnels(t *testing.T, want int) {
+	t.Helper()
+	edgetest.Eventually(t, fmt.Sprintf("%d tunnels", want), func() bool { return len(w.Status().Tunnels) == want })
+}
+
+// drain takes the agent away as its process would.
+func (w *worker) drain(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+	defer cancel()
+	if err := w.Drain(ctx); err != nil {
+		t.Errorf("drain: %v", err)
+	}
+	w.stop()
+}
+
+func client(t *testing.T, e, trusted *edge) *http.Client {
+	t.Helper()
+	e.Status.CA = trusted.Status.CA
+	c := e.Client(t, "h1")
+	c.Timeout = 8 * time.Second
+	return c
+}
+
+func ask(t *testing.T, c *http.Client, host string) (status int, body, backend string) {
+	t.Helper()
+	resp, err := c.Get("https://" + host + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, strings.TrimSpace(string(text)), resp.Header.Get("X-Backend")
+}
+
+func awaitOK(t *testing.T, c *http.Client, host string) {
+	t.Helper()
+	edgetest.Eventually(t, host+" answers", func() bool { status, _, _ := ask(t, c, host); return status == 200 })
+}
+
+func issue(t *testing.T, e *edge, hosts ...string) string {
+	t.Helper()
+	args := []string{"token", "issue"}
+	for _, h := range hosts {
+		args = append(args, "--host", h)
+	}
+	return e.CLI(t, args...)
+}
+
+func TestAnyEdgeServesAnySite(t *testing.T) {
+	edges := binaries.StartCluster(t, 3)
+	ca := edges[0].Status.CA
+	app := edgetest.App(t, edgetest.Named("statler"))
+	work(t, ca, issue(t, edges[2], "app.localhost"), "statler", app, 1, edges[1].Door).awaitTunnels(t, 1)
+	for i, e := range edges {
+		c := client(t, e, edges[0])
+		awaitOK(t, c, "app.localhost")
+		status, body, backend := ask(t, c, "app.localhost")
+		if status != 200 || body != "You have reached statler" || backend != "statler" {
+			t.Errorf("edge %d: %d %q from %q", i+1, status, body, backend)
+		}
+	}
+	if out := edges[0].CLI(t, "status"); !strings.Contains(out, edges[1].Door) || !strings.Contains(out, "in step, hosted here") {
+		t.Errorf("status says:\n%s", out)
+	}
+	// Rules applied at one edge hold at all.
+	spec := filepath.Join(t.TempDir(), "site.yaml")
+	if err := os.WriteFile(spec, []byte("host: app.localhost\ndeny: [127.0.0.0/8]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	edges[1].CLI(t, "site", "apply", "-f", spec)
+	for i, e := range edges {
+		c := client(t, e, edges[0])
+		edgetest.Eventually(t, fmt.Sprintf("rules hold at edge %d", i+1), func() bool { status, _, _ := ask(t, c, "app.localhost"); return status == 403 })
+	}
+}
+
+func TestNobodyJoinsWithoutAToken(t *testing.T) {
+	first := binaries.JoinCluster(t, nil)
+	other := binaries.JoinCluster(t, nil) // of another network
+	token := filepath.Join(t.TempDir(), "join.token")
+	try := func(text string) string {
+		if err := os.WriteFile(token, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p := edgetest.Start(t, nil, binaries.Edge, "serve", "--data-dir", t.TempDir(), "--https", "127.0.0.1:0", "--http", "", "--admin", "127.0.0.1:0",
+			"--hostname", "localhost", "--cluster-listen", "127.0.0.1:0", "--join", first.Door, "--join-token-file", token)
+		if status := p.Exit(t, 30*time.Second); status != 78 {
+			t.Errorf("exit status %d, want 78", status)
+		}
+		return p.Output()
+	}
+	short := first.CLI(t, "cluster", "join-token", "--ttl", "1s")
+	for what, c := range map[string]struct{ token, says string }{
+		"an agent's token":    {issue(t, first, "app.localhost"), "not a join token"},
+		"nonsense":            {"nonsense", "not a join token"},
+		"another network's":   {other.CLI(t, "cluster", "join-token"), "does not belong to the network"},
+		"one that is altered": {short[:len(short)-8] + "AAAAAAAA", "not valid"},
+	} {
+		if out := try(c.token); !strings.Contains(out, c.says) {
+			t.Errorf("%s: it says %s, want %q", what, out, c.says)
+		}
+	}
+	// A join token makes no agent.
+	w := work(t, first.Status.CA, short, "x", "127.0.0.1:1", 1, first.Door)
+	edgetest.Eventually(t, "the agent is refused", func() bool { return w.Status().Refused != "" })
+	// H8: without a certificate of the network nothing between edges answers.
+	for _, alpn := range []string{"wormhole-relay/1", "wormhole-store/1"} {
+		conn, err := tls.Dial("tcp", first.Door, &tls.Config{NextProtos: []string{alpn}, InsecureSkipVerify: true})
+		if err == nil {
+			_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_, err = conn.Read(make([]byte, 1))
+			_ = conn.Close()
+		}
+		if err == nil {
+			t.Errorf("%s answers strangers", alpn)
+		}
+	}
+}
+
+func TestAnEdgeThatLeftIsRefused(t *testing.T) {
+	edges := binaries.StartCluster(t, 3)
+	gone := edges[2].Status.Node
+	if out, err := edges[0].TryCLI("cluster", "leave", edges[0].Status.Node); err == nil {
+		t.Errorf("the edge with the store left: %s", out)
+	}
+	edges[1].CLI(t, "cluster", "leave", gone)
+	for _, e := range edges[:2] {
+		edgetest.Eventually(t, "it is marked and unheard", func() bool {
+			_ = e.Refresh()
+			for _, p := range e.Status.Cluster.Peers {
+				if p.Node == gone {
+					return p.Left && p.Health != "up"
+				}
+			}
+			return false
+		})
+	}
+}
+
+// B1: an edge is killed. Its peers stop choosing it at once, and its agents are
+// back elsewhere within three seconds.
+func TestB1AnEdgeIsKilled(t *testing.T) {
+	edges := binaries.StartCluster(t, 3)
+	ca := edges[0].Status.CA
+	app := edgetest.App(t, edgetest.Named("app"))
+	token := issue(t, edges[0], "app.localhost", "only.localhost")
+	work(t, ca, issue(t, edges[0], "app.localhost"), "stays", app, 1, edges[0].Door).awaitTunnels(t, 1)
+	var displaced []*worker
+	for i := range 20 {
+		w := work(t, ca, token, fmt.Sprintf("moves%d", i), app, 1, edges[1].Door)
+		displaced = append(displaced, w)
+		w.awaitTunnels(t, 1)
+	}
+	var probes []*edgetest.Probe
+	for _, e := range []*edge{edges[0], edges[2]} {
+		c := client(t, e, edges[0])
+		awaitOK(t, c, "app.localhost")
+		awaitOK(t, c, "only.localhost")
+		probes = append(probes, edgetest.StartProbe(c, "https://app.localhost/", 5*time.Millisecond),
+			edgetest.StartProbe(c, "https://only.localhost/", 20*time.Millisecond))
+	}
+	began := time.Now()
+	time.Sleep(500 * time.Millisecond) // requests before the kill
+	killed := time.Since(began)
+	edges[1].Signal(syscall.SIGKILL)
+	at := time.Now()
+	var back []time.Duration
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, w := range displaced {
+		wg.Go(func() {
+			for len(w.Status().Tunnels) > 0 && w.Status().Tunnels[0].Node == edges[1].Status.Node && time.Since(at) < 20*time.Second {
+				time.Sleep(time.Millisecond)
+			}
+			for len(w.Status().Tunnels) == 0 && time.Since(at) < 20*time.Second {
+				time.Sleep(time.Millisecond)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			back = append(back, time.Since(at))
+		})
+	}
+	wg.Wait()
+	time.Sleep(time.Second)
+	for i, p := range probes {
+		answers := p.Stop()
+		late := answers.Since(killed + time.Second)
+		t.Logf("probe %d: %d of %d failed, %d of them later than a second after the kill; p99 %s", i, answers.Failed(), len(answers), late.Failed(), answers.P99())
+		if late.Failed() > 0 {
+			t.Errorf("probe %d: failed later than a second after the kill:%s", i, late.Faults())
+		}
+		if n := answers.Failed(); n > 5 {
+			t.Errorf("probe %d: %d failed:%s", i, n, answers.Faults())
+		}
+	}
+	slices.Sort(back)
+	p99 := edgetest.Quantile(back, 0.99)
+	t.Logf("%d agents back: p50 %s, p99 %s", len(back), edgetest.Quantile(back, 0.5), p99)
+	if p99 > 3*time.Second {
+		t.Errorf("agents are back after %s at p99, want 3 s", p99)
+	}
+}
+
+// B3 and B5: with every other edge and the store gone, local sites are served as if
+// nothing had happened, agents come and go, and a restart begins from the mirror.
+func TestB5TheStoreAndAllOtherEdgesAreGone(t *testing.T) {
+	edges := binaries.StartCluster(t, 3)
+	ca, last := filepath.Join(t.TempDir(), "ca.pem"), edges[2]
+	copyFile(t, edges[0].Status.CA, ca)
+	app := edgetest.App(t, edgetest.Named("app"))
+	token := issue(t, edges[0], "app.localhost")
+	work(t, ca, token, "app", app, 1, last.Door).awaitTunnels(t, 1)
+	last.Status.CA = ca
+	c := last.Client(t, "h1")
+	awaitOK(t, c, "app.localhost")
+	probe := edgetest.StartProbe(c, "https://app.localhost/", 5*time.Millisecond)
+	time.Sleep(300 * time.Millisecond)
+	edges[0].Signal(syscall.SIGKILL)
+	edges[1].Signal(syscall.SIGKILL)
+	edgetest.Eventually(t, "the edge notices", func() bool { return last.Refresh() == nil && last.Status.Cluster.Store != "" })
+	other := work(t, ca, token, "late", app, 1, last.Door) // a new agent, its token verified offline
+	other.awaitTunnels(t, 1)
+	began := time.Now()
+	if out, err := last.TryCLI("token", "issue", "--host", "x.localhost"); err == nil || !strings.Contains(out, "store cannot be reached") {
+		t.Errorf("a write without a store: %v %s", err, out)
+	} else if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("the write was refused after %s", took)
+	}
+	time.Sleep(2 * time.Second)
+	answers := probe.Stop()
+	t.Logf("%d of %d failed, p99 %s", answers.Failed(), len(answers), answers.P99())
+	if answers.Failed() > 0 {
+		t.Errorf("failed:%s", answers.Faults())
+	}
+	last.Signal(syscall.SIGKILL)
+	last.Exit(t, 5*time.Second)
+	began = time.Now()
+	last.Restart(t)
+	last.Status.CA = ca
+	t.Logf("restarted from the mirror in %s", time.Since(began))
+	last.AwaitReady(t, 2)
+	last.Status.CA = ca
+	awaitOK(t, last.Client(t, "h1"), "app.localhost")
+
+	edges[0].Restart(t)
+	edges[1].Restart(t)
+	began = time.Now()
+	for _, e := range edges {
+		e.AwaitPeers(t, 2)
+	}
+	edges[0].Status.CA = ca
+	awaitOK(t, edges[0].Client(t, "h1"), "app.localhost")
+	t.Logf("converged %s after the others were back", time.Since(began))
+	issue(t, last, "y.localhost")
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	text, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// B6: an agent hops from edge to edge while a third asks.
+func TestB6StaleRoutesFailNobody(t *testing.T) {
+	edges := binaries.StartCluster(t, 3)
+	ca := edges[0].Status.CA
+	app := edgetest.App(t, edgetest.Named("app"))
+	token := issue(t, edges[0], "app.localhost")
+	c := client(t, edges[2], edges[0])
+	now := work(t, ca, token, "app", app, 1, edges[0].Door)
+	now.awaitTunnels(t, 1)
+	awaitOK(t, c, "app.localhost")
+	const hops, asked = 50, 40
+	failed := 0
+	var took []time.Duration
+	for i := range hops {
+		next := work(t, ca, token, "app", app, 1, edges[(i+1)%2].Door)
+		next.awaitTunnels(t, 1)
+		gone := make(chan struct{})
+		go func() { // ends with the drain
+			defer close(gone)
+			now.drain(t)
+		}()
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		for range 4 {
+			wg.Go(func() {
+				for range asked / 4 {
+					began := time.Now()
+					resp, err := c.Get("https://app.localhost/")
+					mu.Lock()
+					if err != nil || resp.StatusCode != 200 {
+						failed++
+						t.Logf("hop %d: %v after %s", i, err, time.Since(began))
+					}
+					took = append(took, time.Since(began))
+					mu.Unlock()
+					if err == nil {
+						_, _ = io.Copy(io.Discard, resp.Body)
+						_ = resp.Body.Close()
+					}
+				}
+			})
+		}
+		wg.Wait()
+		<-gone
+		now = next
+	}
+	t.Logf("%d of %d failed; p99 %s", failed, len(took), edgetest.Quantile(took, 0.99))
+	if failed > 0 {
+		t.Errorf("%d of %d failed", failed, len(took))
+	}
+}
+
+// B2 and B11: an edge is suspended, its agent goes elsewhere, and it wakes up with
+// old memories.
+func TestB11AnEdgeThatSleptRevivesNothing(t *testing.T) {
+	edges := binaries.StartCluster(t, 3)
+	ca := edges[0].Status.CA
+	app := edgetest.App(t, edgetest.Named("app"))
+	token := issue(t, edges[0], "app.localhost")
+	work(t, ca, token, "old", edgetest.App(t, edgetest.Named("old")), 1, edges[1].Door).awaitTunnels(t, 1)
+	c := client(t, edges[2], edges[0])
+	awaitOK(t, c, "app.localhost")
+	edges[1].Signal(syscall.SIGSTOP)
+	work(t, ca, token, "new", app, 1, edges[0].Door).awaitTunnels(t, 1)
+	probe := edgetest.StartProbe(c, "https://app.localhost/", 20*time.Millisecond)
+	time.Sleep(8 * time.Second)
+	edges[1].Signal(syscall.SIGCONT)
+	time.Sleep(4 * time.Second)
+	answers := probe.Stop()
+	slow := slices.IndexFunc(answers, func(a edgetest.Asked) bool { return a.Took > 5*time.Second })
+	t.Logf("%d of %d failed, p99 %s", answers.Failed(), len(answers), answers.P99())
+	if slow >= 0 {
+		t.Errorf("a request took %s", answers[slow].Took)
+	}
+	if late := answers.Since(10 * time.Second); late.Failed() > 0 {
+		t.Errorf("two seconds after it woke up:%s", late.Faults())
+	}
+}
+
+// B7: many agents come and go, and every edge knows.
+func TestB7RoutesOfManyAgentsConverge(t *testing.T) {
+	edges := binaries.StartCluster(t, 2)
+	ca := edges[0].Status.CA
+	app := edgetest.App(t, edgetest.Named("app"))
+	const agents = 60
+	var wg sync.WaitGroup
+	workers := make([]*worker, agents)
+	for i := range agents {
+		token := issue(t, edges[0], fmt.Sprintf("s%d.localhost", i))
+		workers[i] = work(t, ca, token, fmt.Sprint(i), app, 1, edges[0].Door)
+	}
+	for _, w := range workers {
+		w.awaitTunnels(t, 1)
+	}
+	routes := func() int { _ = edges[1].Refresh(); return edges[1].Status.Cluster.Routes }
+	began := time.Now()
+	edgetest.Eventually(t, "all are known", func() bool { return routes() == agents })
+	t.Logf("%d routes known %s after the last tunnel", agents, time.Since(began))
+	if took := time.Since(began); took > 500*time.Millisecond {
+		t.Errorf("it took %s", took)
+	}
+	for _, w := range workers {
+		wg.Go(w.stop)
+	}
+	wg.Wait()
+	began = time.Now()
+	edgetest.Eventually(t, "all are forgotten", func() bool { return routes() == 0 })
+	t.Logf("forgotten %s after the last tunnel closed", time.Since(began))
+}
+
+// B13: a store that lost its data fails loudly, and nobody else is hurt.
+func TestB13ADamagedStoreIsNotAnEmptyOne(t *testing.T) {
+	edges := binaries.StartCluster(t, 2)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	copyFile(t, edges[0].Status.CA, ca)
+	app := edgetest.App(t, edgetest.Named("app"))
+	work(t, ca, issue(t, edges[0], "app.localhost"), "app", app, 1, edges[1].Door).awaitTunnels(t, 1)
+	edges[1].Status.CA = ca
+	c := edges[1].Client(t, "h1")
+	awaitOK(t, c, "app.localhost")
+	probe := edgetest.StartProbe(c, "https://app.localhost/", 10*time.Millisecond)
+	edges[0].Signal(syscall.SIGKILL)
+	edges[0].Exit(t, 5*time.Second)
+	if err := os.RemoveAll(filepath.Join(edges[0].Dir, "cluster", "hosted", "jetstream")); err != nil {
+		t.Fatal(err)
+	}
+	p := edgetest.Start(t, nil, binaries.Edge, "serve", "--data-dir", edges[0].Dir, "--https", "127.0.0.1:0", "--http", "", "--admin", "127.0.0.1:0",
+		"--hostname", "localhost", "--cluster-listen", "127.0.0.1:0")
+	if status := p.Exit(t, 30*time.Second); status == 0 || !strings.Contains(p.Output(), "held the network's store") {
+		t.Errorf("it ended with %d and said %s", status, p.Output())
+	}
+	answers := probe.Stop()
+	t.Logf("%d of %d failed", answers.Failed(), len(answers))
+	if answers.Failed() > 0 {
+		t.Errorf("failed:%s", answers.Faults())
+	}
+}
+
+// H4: a token revoked at one edge ends its tunnels at all.
+func TestH4RevocationReachesEveryEdge(t *testing.T) {
+	edges := binaries.StartCluster(t, 3)
+	ca := edges[0].Status.CA
+	app := edgetest.App(t, edgetest.Named("app"))
+	token := issue(t, edges[0], "app.localhost")
+	w := work(t, ca, token, "app", app, 8, edges[0].Door)
+	w.awaitTunnels(t, 3) // one to each, as it was told
+	id := strings.Fields(strings.Split(edges[1].CLI(t, "token", "list"), "\n")[1])[0]
+	began := time.Now()
+	edges[1].CLI(t, "token", "revoke", id)
+	for i, e := range edges {
+		edgetest.Eventually(t, "its tunnels are closed", func() bool { return e.Refresh() == nil && len(e.Status.Backends) == 0 })
+		took := time.Since(began)
+		t.Logf("closed at edge %d within %s", i+1, took)
+		if took > 2*time.Second {
+			t.Errorf("edge %d took %s", i+1, took)
+		}
+	}
+}
+
+// B14, short: writes that were acknowledged survive the death of the edge with the
+// store.
+func TestB14AcknowledgedWritesSurviveKills(t *testing.T) {
+	edges := binaries.StartCluster(t, 2)
+	rounds := 3
+	if os.Getenv("FAULTS") == "long" {
+		rounds = 50
+	}
+	acked := map[string]bool{}
+	for range rounds {
+		stop := make(chan struct{})
+		done := make(chan struct{})
+		go func() { // ends with stop
+			defer close(done)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if out, err := edges[1].TryCLI("token", "issue", "--host", "a.localhost", "--json"); err == nil {
+					acked[field(out, `"id": "`)] = true
+				}
+			}
+		}()
+		time.Sleep(700 * time.Millisecond)
+		edges[0].Signal(syscall.SIGKILL)
+		edges[0].Exit(t, 5*time.Second)
+		close(stop)
+		<-done
+		edges[0].Restart(t)
+		edges[1].AwaitPeers(t, 1)
+		edgetest.Eventually(t, "the store is back", func() bool { return edges[1].Refresh() == nil && edges[1].Status.Cluster.Store == "" })
+	}
+	list := edges[0].CLI(t, "token", "list")
+	lost := 0
+	for id := range acked {
+		if !strings.Contains(list, id) {
+			lost++
+		}
+	}
+	t.Logf("%d of %d acknowledged writes lost in %d kills", lost, len(acked), rounds)
+	if lost > 0 || len(acked) == 0 {
+		t.Errorf("%d of %d acknowledged writes lost", lost, len(acked))
+	}
+}
+
+func field(text, before string) string {
+	_, rest, _ := strings.Cut(text, before)
+	value, _, _ := strings.Cut(rest, `"`)
+	return value
+}
+
+// An edge that runs alone opens nothing for others.
+func TestAloneNothingOfTheClusterRuns(t *testing.T) {
+	e := binaries.StartEdge(t, "--http", "")
+	if e.Status.Cluster != nil {
+		t.Error("it says that it is in a cluster")
+	}
+	if _, err := os.Stat(filepath.Join(e.Dir, "cluster")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it made a folder: %v", err)
+	}
+	conn, err := tls.Dial("tcp", e.Status.Addresses["https"], &tls.Config{NextProtos: []string{"wormhole-join/1"}, InsecureSkipVerify: true})
+	if err == nil {
+		_ = conn.Close()
+		t.Error("it speaks to newcomers")
+	}
+	if n := listening(t, e.Cmd.Process.Pid); n != 2 {
+		t.Errorf("it listens on %d TCP ports, want the public door and the operator's", n)
+	}
+}
+
+// listening counts the TCP ports a process listens on.
+func listening(t *testing.T, pid int) int {
+	t.Helper()
+	inodes := map[string]bool{}
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, "socket:[") {
+			inodes[strings.TrimSuffix(strings.TrimPrefix(to, "socket:["), "]")] = true
+		}
+	}
+	n := 0
+	for _, name := range []string{"tcp", "tcp6"} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range strings.Split(string(text), "\n")[1:] {
+			if f := strings.Fields(line); len(f) > 9 && f[3] == "0A" && inodes[f[9]] {
+				n++
+			}
+		}
+	}
+	return n
+}
