@@ -259,7 +259,7 @@ func (c *Cluster) openStore(ctx context.Context, first bool) error {
 	c.stop = stop
 	c.wg.Go(func() { _ = c.store.Run(running) })
 
-	patience := 2 * time.Second
+	patience := time.Second
 	if here || c.store.Empty() {
 		patience = 20 * time.Second
 	}

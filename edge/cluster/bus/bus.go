@@ -92,7 +92,6 @@ type peer struct {
 	seq   uint64
 	hash  uint64
 	rows  map[string]State
-	base  int // rows there were at the last digest
 	asked time.Time
 	guard time.Time // since when a loss is not believed; zero: there is none
 	parts *parts    // of a snapshot that is coming
@@ -325,7 +324,6 @@ func (b *Bus) receive(raw []byte) {
 	case kindDigest:
 		info := m.info
 		p.info.Store(&info)
-		p.base = len(p.rows)
 		b.hear.Node(p.node, info)
 		if m.seq > p.seq || m.seq == p.seq && (m.hash != p.hash || int(m.count) != len(p.rows)) {
 			b.ask(p)
@@ -387,17 +385,7 @@ func (b *Bus) delta(p *peer, m *message) {
 		return
 	}
 	p.seq = m.seq
-	going := 0
 	for _, r := range m.rows {
-		if r.state == Gone && p.rows[r.pattern] != Gone {
-			going++
-		}
-	}
-	keep := b.guards(p, going)
-	for _, r := range m.rows {
-		if r.state == Gone && keep {
-			continue
-		}
 		b.set(p, r.pattern, r.state)
 	}
 	if len(p.rows) > maxRows {
@@ -409,9 +397,7 @@ func (b *Bus) delta(p *peer, m *message) {
 // guards reports whether the loss of going rows of p is not to be believed yet.
 func (b *Bus) guards(p *peer, going int) bool {
 	info := p.info.Load()
-	// Agents that leave one after another are many small steps.
-	before := max(p.base, len(p.rows))
-	if going < guardLeast || 2*going <= before || info != nil && info.Draining {
+	if going < guardLeast || 2*going <= len(p.rows) || info != nil && info.Draining {
 		return false
 	}
 	if p.guard.IsZero() {
