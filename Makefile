@@ -16,7 +16,7 @@ FAULTS_TIMEOUT     ?= 90m
 GOLANGCI_LINT      ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
 
 .DEFAULT_GOAL := help
-.PHONY: help build cross test race e2e containers images bench fuzz lint fmt demo faults clean helm packages
+.PHONY: help build cross test race e2e containers images bench fuzz lint fmt demo regions faults clean helm packages
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ fmt: ## format what git knows
 
 demo: build ## two copies of an app behind one edge, one stopped under load; ARGS=--stay to look around
 	@$(GO) run ./deploy/demo $(ARGS)
+
+regions: build ## three edges in three regions as one network, one killed under load
+	@$(GO) run ./deploy/regions
 
 FAULTS_TABLE ?= dist/faults.md
 FAULTS_RUN   ?= ^Test[A-H][0-9]

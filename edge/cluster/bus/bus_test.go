@@ -2,14 +2,14 @@ package bus
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
 	"time"
-
-	"crypto/ed25519"
 
 	"go.uber.org/goleak"
 
@@ -310,4 +310,27 @@ func BenchmarkLookup(b *testing.B) {
 			b.Fatal("lost")
 		}
 	}
+}
+
+// 100,000 sites of another edge may cost 64 MiB.
+func TestAHundredThousandRowsFitInLittle(t *testing.T) {
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	b := &Bus{table: newTable(), hear: deaf()}
+	p := &peer{node: nodeID(2), rows: map[string]State{}}
+	before := heap()
+	for i := range 100_000 {
+		b.set(p, fmt.Sprintf("customer-%d.apps.example.com", i), Ready)
+	}
+	grown := float64(heap()-before) / (1 << 20)
+	t.Logf("%.1f MiB, %.0f bytes a row", grown, grown*(1<<20)/100_000)
+	if grown > 64 {
+		t.Errorf("%.1f MiB, want at most 64", grown)
+	}
+	runtime.KeepAlive(b)
+	runtime.KeepAlive(p)
 }

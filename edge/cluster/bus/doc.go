@@ -12,7 +12,8 @@
 // Rows of an older epoch are ignored, so that an edge that was suspended, or a
 // message that was late, revives nothing. A snapshot that lacks more than half of what
 // was known of an edge, without that edge being in a drain, is not believed for
-// GuardHold: that rows are absent is no evidence. A delta names each row that goes. A message that is malformed, unsigned, or signed by an
+// GuardHold: that rows are absent is no evidence. A delta names each row that goes.
+// A message that is malformed, unsigned, or signed by an
 // edge that left, changes nothing.
 //
 // The mesh forwards one hop: two edges without a direct route do not hear each
