@@ -81,6 +81,7 @@ func (d *door) run() error {
 			continue
 		}
 		pause = firstPause
+		boundUnsent(raw)
 		c := &conn{Conn: raw, door: d, budget: -1}
 		if d.admit(c) {
 			d.in.work.Go(func() { d.enter(c) })
@@ -277,11 +278,8 @@ func (in *Ingress) enterTLS(c *conn) {
 	}
 	if serve := in.longLived(secure.ConnectionState().NegotiatedProtocol); serve != nil {
 		c.door.settle(c, true)
-		// It stays for hours: the large stack of the handshake is not kept so long.
-		in.work.Go(func() {
-			defer secure.Close()
-			serve(in.agents, secure)
-		})
+		defer secure.Close()
+		serve(in.agents, secure)
 		return
 	}
 	in.handed.give(secure)
