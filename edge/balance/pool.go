@@ -138,6 +138,13 @@ func (p *Pool) Pick(tried ...*Backend) *Backend {
 	return nil
 }
 
+// OutOfReach reports whether the pool's backends are all at other edges, none of
+// which can be reached now.
+func (p *Pool) OutOfReach() bool {
+	list := p.list()
+	return len(list.near) == 0 && len(list.far) > 0 && !slices.ContainsFunc(list.far, (*Backend).Ready)
+}
+
 // PickNear is Pick among the near backends only.
 func (p *Pool) PickNear(tried ...*Backend) *Backend {
 	near := p.Near()
@@ -157,7 +164,8 @@ func (p *Pool) PickAny(tried ...*Backend) *Backend {
 	if b := p.Pick(tried...); b != nil {
 		return b
 	}
-	b, _ := p.scan(p.Backends(), tried, func(b *Backend) bool { return b.flags.Load()&flagDraining == 0 })
+	// Of a far one that cannot be reached nothing can be learnt.
+	b, _ := p.scan(p.Near(), tried, func(b *Backend) bool { return b.flags.Load()&flagDraining == 0 })
 	if b != nil && b.take() {
 		return b
 	}

@@ -20,8 +20,9 @@ import (
 const (
 	judgeInterval = 250 * time.Millisecond
 	// silentFor is how long a peer that cannot be reached must be silent on the bus
-	// too before its routes are forgotten.
-	silentFor = 10 * time.Second
+	// too before its routes are forgotten. Until then requests for what only it has
+	// are refused soon and with the reason.
+	silentFor = 10 * time.Minute
 	// deadAfter is the same for one whose port refuses: its process is gone.
 	deadAfter = 500 * time.Millisecond
 )

@@ -107,6 +107,10 @@ func (v *visit) prepareRetry(b *balance.Backend, err *upstream.Error) bool {
 	return true
 }
 
+// reachWait is how long a request is parked for a site whose backends are behind
+// edges that are cut off: those seldom come back in a moment.
+const reachWait = time.Second
+
 // pick chooses a backend that was not tried yet. If there is none, the request is
 // parked: for a limited time in all, and beside a limited number of others of its
 // site. The fault says why there is no backend.
@@ -119,7 +123,11 @@ func (v *visit) pick(ctx context.Context) (*balance.Backend, *fault) {
 		v.queue, v.tried = true, v.memory[:0]
 		return v.pick(ctx)
 	}
-	left := v.rules.ParkingWait - v.rec.Parked
+	patience := v.rules.ParkingWait
+	if v.pool.OutOfReach() {
+		patience = min(patience, reachWait)
+	}
+	left := patience - v.rec.Parked
 	if !busy && left > 0 && v.pool.Parked.Take(v.rules.ParkingMax) {
 		since := time.Now()
 		b := v.park(ctx, left)
@@ -131,6 +139,9 @@ func (v *visit) pick(ctx context.Context) (*balance.Backend, *fault) {
 		if ctx.Err() != nil {
 			return nil, nil // the client left
 		}
+	}
+	if v.pool.OutOfReach() {
+		return nil, &outOfReach
 	}
 	if v.last != nil {
 		return nil, faultOf(v.last)

@@ -38,7 +38,7 @@ func (h Health) String() string {
 
 const (
 	dialTimeout  = 2 * time.Second
-	openTimeout  = 3 * time.Second
+	openTimeout  = 2 * time.Second
 	firstRetry   = 100 * time.Millisecond
 	lastRetry    = 2 * time.Second
 	beatInterval = 500 * time.Millisecond
@@ -144,8 +144,8 @@ func (p *Peer) backendsOf(pattern string, forget bool) []*balance.Backend {
 type spoken struct{ pattern, appProtocol string }
 
 func (p *Peer) apply(b *balance.Backend, h Health) {
-	b.SetSuspect(h == Suspect)
-	b.SetReady(h >= Suspect)
+	// A peer that is silent is not tried: a request would wait in vain.
+	b.SetReady(h == Up)
 }
 
 func (p *Peer) setHealth(h Health) {

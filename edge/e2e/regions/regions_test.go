@@ -419,6 +419,44 @@ func TestB11AnEdgeThatSleptRevivesNothing(t *testing.T) {
 	}
 }
 
+// B3: what only an edge beyond a cut reaches is refused soon and says why; what is
+// local goes on. The cut is an edge that is stopped: it keeps its connections and
+// says nothing.
+func TestB3RemoteSitesAreRefusedSoon(t *testing.T) {
+	edges := binaries.StartCluster(t, 2)
+	ca := edges[0].Status.CA
+	app := edgetest.App(t, edgetest.Named("app"))
+	work(t, ca, issue(t, edges[0], "far.localhost"), "far", app, 1, edges[1].Door).awaitTunnels(t, 1)
+	work(t, ca, issue(t, edges[0], "local.localhost"), "local", app, 1, edges[0].Door).awaitTunnels(t, 1)
+	c := client(t, edges[0], edges[0])
+	awaitOK(t, c, "far.localhost")
+	awaitOK(t, c, "local.localhost")
+	local := edgetest.StartProbe(c, "https://local.localhost/", 10*time.Millisecond)
+	edges[1].Signal(syscall.SIGSTOP)
+	edgetest.Eventually(t, "the silence is noticed", func() bool { return edges[0].Refresh() == nil && edges[0].Status.Cluster.Peers[0].Health != "up" })
+	for range 12 { // through the loss of the session, and past that of a few digests
+		began := time.Now()
+		resp, err := c.Get("https://far.localhost/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if took := time.Since(began); resp.StatusCode != 503 || took > 2*time.Second || !strings.Contains(string(text), "cannot be reached") {
+			t.Errorf("%d after %s: %s", resp.StatusCode, took, text)
+		}
+	}
+	if answers := local.Stop(); answers.Failed() > 0 {
+		t.Errorf("local site failed:%s", answers.Faults())
+	} else {
+		t.Logf("0 of %d failed at the local site", len(answers))
+	}
+	edges[1].Signal(syscall.SIGCONT)
+	began := time.Now()
+	awaitOK(t, c, "far.localhost")
+	t.Logf("reached again %s after the cut healed", time.Since(began))
+}
+
 // B7: many agents come and go, and every edge knows.
 func TestB7RoutesOfManyAgentsConverge(t *testing.T) {
 	edges := binaries.StartCluster(t, 2)
