@@ -52,7 +52,8 @@ func workloads() []workload {
 		{"fixed", "HTTP/1.1, 300 B, 1,000 requests/s, open loop", perThousand, fixed},
 		{"download", "download 10 MiB, 4 connections", perGB, download},
 		{"upload", "upload 10 MiB, 4 connections", perGB, upload},
-		{"handshake", "full TLS 1.3 handshakes, no resumption", perThousand, handshakes},
+		{"handshake", "full TLS 1.3 handshakes, no resumption, X25519", perThousand, handshakes(tls.X25519)},
+		{"hybrid", "the same, the client prefers X25519MLKEM768", perThousand, handshakes(tls.X25519MLKEM768, tls.X25519)},
 	}
 }
 
@@ -303,8 +304,17 @@ func bulk(d time.Duration, prepare func([]*http.Client) func(worker int) (int64,
 
 // handshakes connects, shakes hands and leaves. Each worker dials from an address
 // of its own, so that closed connections do not use up the ports.
-func handshakes(ctx context.Context, t *target, d time.Duration) (outcome, error) {
-	config := t.tlsConfig("h2", "http/1.1") // no session cache: nothing is resumed
+// handshakes offers the given key exchanges. Programs that know hybrid ones, which
+// withstand quantum computers, pay for it: only with the same one are they alike.
+func handshakes(exchanges ...tls.CurveID) func(context.Context, *target, time.Duration) (outcome, error) {
+	return func(ctx context.Context, t *target, d time.Duration) (outcome, error) {
+		config := t.tlsConfig("h2", "http/1.1") // no session cache: nothing is resumed
+		config.CurvePreferences = exchanges
+		return shakeHands(ctx, t, config, d)
+	}
+}
+
+func shakeHands(ctx context.Context, t *target, config *tls.Config, d time.Duration) (outcome, error) {
 	var done atomic.Int64
 	until := time.Now().Add(d)
 	err := inParallel(handshakeConns, func(worker int) error {

@@ -15,7 +15,8 @@ import (
 
 // Config of a Pool. The zero value means the defaults.
 type Config struct {
-	// MaxIdle is how many streams are kept for reuse. Default 64.
+	// MaxIdle is how many streams are kept for reuse. Default 256: what a few
+	// HTTP/2 clients ask for at once. The surplus ends with IdleTimeout.
 	MaxIdle int
 	// IdleTimeout is how long a stream is kept without a request. What the app's
 	// Keep-Alive header says, less a second, has precedence. Default 4 s: below the
@@ -78,7 +79,7 @@ type waiter struct {
 // New returns a pool over the tunnel that o opens streams of. It starts nothing.
 func New(o Opener, cfg Config) *Pool {
 	if cfg.MaxIdle <= 0 {
-		cfg.MaxIdle = 64
+		cfg.MaxIdle = 256
 	}
 	if cfg.IdleTimeout <= 0 {
 		cfg.IdleTimeout = 4 * time.Second
