@@ -276,6 +276,67 @@ func TestB1AnEdgeIsKilled(t *testing.T) {
 	}
 }
 
+// A1 in a cluster: edges are stopped and started one after another, the host of the
+// store among them, while their agents move and others relay to them.
+func TestA1RollingRestartOfACluster(t *testing.T) {
+	edges := binaries.StartCluster(t, 3)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	copyFile(t, edges[0].Status.CA, ca)
+	app := edgetest.App(t, edgetest.Named("app"))
+	token := issue(t, edges[0], "app.localhost")
+	doors := []string{edges[0].Door, edges[1].Door, edges[2].Door}
+	for i := range 3 {
+		work(t, ca, token, fmt.Sprint(i), app, 1, doors[i]).awaitTunnels(t, 1)
+	}
+	for i, e := range edges {
+		var probes []*edgetest.Probe
+		for j, other := range edges {
+			if j != i {
+				other.Status.CA = ca
+				c := other.Client(t, "h2")
+				awaitOK(t, c, "app.localhost")
+				probes = append(probes, edgetest.StartProbe(c, "https://app.localhost/", 5*time.Millisecond))
+			}
+		}
+		time.Sleep(200 * time.Millisecond)
+		e.Signal(syscall.SIGTERM)
+		if status := e.Exit(t, 20*time.Second); status != 0 {
+			t.Errorf("edge %d ended with %d", i+1, status)
+		}
+		e.Restart(t)
+		e.Status.CA = ca
+		e.AwaitPeers(t, 2)
+		for _, p := range probes {
+			answers := p.Stop()
+			t.Logf("edge %d restarts: %d of %d failed, p99 %s", i+1, answers.Failed(), len(answers), answers.P99())
+			if answers.Failed() > 0 {
+				t.Errorf("failed:%s", answers.Faults())
+			}
+		}
+	}
+}
+
+// An edge that is stopped sends its agents elsewhere first: nobody who asks at
+// another edge notices, though the app had a tunnel to the stopped one alone.
+func TestStoppingTheOnlyEdgeOfASiteFailsNobody(t *testing.T) {
+	edges := binaries.StartCluster(t, 3)
+	app := edgetest.App(t, edgetest.Named("app"))
+	w := work(t, edges[0].Status.CA, issue(t, edges[0], "app.localhost"), "app", app, 1, edges[1].Door)
+	w.awaitTunnels(t, 1)
+	c := client(t, edges[2], edges[0])
+	awaitOK(t, c, "app.localhost")
+	probe := edgetest.StartProbe(c, "https://app.localhost/", 2*time.Millisecond)
+	time.Sleep(300 * time.Millisecond)
+	edges[1].Signal(syscall.SIGTERM)
+	edges[1].Exit(t, 20*time.Second)
+	time.Sleep(500 * time.Millisecond)
+	answers := probe.Stop()
+	t.Logf("%d of %d failed, p99 %s", answers.Failed(), len(answers), answers.P99())
+	if answers.Failed() > 0 {
+		t.Errorf("failed:%s", answers.Faults())
+	}
+}
+
 // B3 and B5: with every other edge and the store gone, local sites are served as if
 // nothing had happened, agents come and go, and a restart begins from the mirror.
 func TestB5TheStoreAndAllOtherEdgesAreGone(t *testing.T) {
