@@ -14,13 +14,13 @@ import (
 
 // hostile returns an edge's session and, as its agent, a TLS connection that has
 // said hello and opened the control stream, and may write any frames it likes.
-func hostile(t *testing.T) (conn *tls.Conn, edge tunnel.Session) {
+func hostile(t *testing.T, opt Options) (conn *tls.Conn, edge tunnel.Session) {
 	t.Helper()
 	client, server := rawPair(t)
 	serverTLS, clientTLS := tlsConfigs(t)
 	accepted := make(chan tunnel.Session, 1)
 	go func() {
-		s, _, _, err := Accept(t.Context(), tls.Server(server, serverTLS), welcomeAll, Options{})
+		s, _, _, err := Accept(t.Context(), tls.Server(server, serverTLS), welcomeAll, opt)
 		if err != nil {
 			t.Errorf("accept: %v", err)
 		}
@@ -58,7 +58,8 @@ func TestC7HostileAgentLosesItsSession(t *testing.T) {
 	var next uint32 = 1
 	for _, attack := range []struct {
 		name string
-		want error  // what the session ends with
+		want error // what the session ends with
+		opt  Options
 		once []byte // written first
 		loop func() []byte
 	}{
@@ -77,6 +78,8 @@ func TestC7HostileAgentLosesItsSession(t *testing.T) {
 		{name: "pong flood", want: errTiny, loop: func() []byte { return many(header{kind: typePing, flags: flagACK}.append(nil)) }},
 		{name: "stream flood", want: errPeerStreams, loop: func() []byte { next += 2; return syn(next) }},
 		{name: "streams full of data", want: errPeerStreams, loop: func() []byte { next += 2; return data(next, flagSYN, 32<<10) }},
+		{name: "flood of streams nobody wants", want: errPeerStreams, opt: Options{RefuseStreams: true}, loop: func() []byte { next += 2; return syn(next) }},
+		{name: "unwanted streams full of data", want: errPeerStreams, opt: Options{RefuseStreams: true}, loop: func() []byte { next += 2; return data(next, flagSYN, 1<<10) }},
 		{name: "data after the end", want: errAfterEnd, once: data(1, flagFIN, 10), loop: func() []byte { return data(1, 0, 10) }},
 		{name: "two ends", want: errAfterEnd, once: data(1, flagFIN, 10), loop: func() []byte { return data(1, flagFIN, 0) }},
 		{name: "wrong version", want: errFrame, loop: func() []byte { return header{version: 1}.append(nil) }},
@@ -84,7 +87,7 @@ func TestC7HostileAgentLosesItsSession(t *testing.T) {
 		{name: "go away", want: errGoAway, loop: func() []byte { return header{kind: typeGoAway}.append(nil) }},
 	} {
 		t.Run(attack.name, func(t *testing.T) {
-			conn, edge := hostile(t)
+			conn, edge := hostile(t, attack.opt)
 			next = 1
 			drained := make(chan struct{})
 			go func() {
@@ -125,7 +128,7 @@ func TestC7HostileAgentLosesItsSession(t *testing.T) {
 }
 
 func TestAPeerThatReadsNothingCannotMakeTheEdgeHoldMuch(t *testing.T) {
-	conn, edge := hostile(t)
+	conn, edge := hostile(t, Options{})
 	before := heap()
 	st, err := edge.Open(t.Context())
 	if err != nil {

@@ -27,6 +27,9 @@ const (
 	maxTiny   = 50_000
 	tinyBody  = 8
 	tinyGrant = 1 << 10
+	// maxRefused is how many streams in a second a peer may open that are refused
+	// unseen. It never sees them pile up, and might go on for ever.
+	maxRefused = 1000
 )
 
 // wire is the connection under yamux. It sees every frame in both directions,
@@ -39,9 +42,10 @@ type wire struct {
 	body    uint32          // bytes left of the data frame being handed to yamux
 	part    [headerLen]byte // a header of which the rest did not come yet
 	partLen int
-	second  int64 // the second that pings and tiny are counted in
+	second  int64 // the second that the three are counted in
 	pings   int
 	tiny    int
+	refused int
 	last    *stream // the stream of the last data frame
 }
 
@@ -141,6 +145,9 @@ func (w *wire) streamFrame(h header, b []byte) error {
 			return err
 		}
 		if w.s.opt.RefuseStreams && h.id != controlID {
+			if err := w.count(&w.refused, maxRefused, errPeerStreams); err != nil {
+				return err
+			}
 			st.Abort()
 		}
 	}
@@ -198,7 +205,7 @@ func (w *wire) streamFrame(h header, b []byte) error {
 // count adds one to a counter per second and returns excess above its limit.
 func (w *wire) count(n *int, limit int, excess error) error {
 	if second := w.s.heard.Load() / 1e9; second != w.second {
-		w.second, w.pings, w.tiny = second, 0, 0
+		w.second, w.pings, w.tiny, w.refused = second, 0, 0, 0
 	}
 	if *n++; *n > limit {
 		return excess
