@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -332,7 +333,7 @@ func TestASkewedClockOrdersNothing(t *testing.T) {
 		r.Want("clock.example.com")
 		edgetest.Eventually(t, "the order is put off", func() bool { return strings.Contains(r.host("clock.example.com").Error, "clock differs") })
 		c, err := r.GetCertificate(&tls.ClientHelloInfo{ServerName: "clock.example.com"})
-		if err != nil || fmt.Sprintf("%x", c.Leaf.SerialNumber) != good.Serial {
+		if err != nil || hex.EncodeToString(c.Leaf.SerialNumber.Bytes()) != good.Serial {
 			t.Errorf("the certificate is not presented any more: %v", err)
 		}
 		r.advance(10 * time.Minute)

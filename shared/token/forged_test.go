@@ -328,9 +328,14 @@ func TestVerifyingTheWorstTokenIsBounded(t *testing.T) {
 		if len(raw) > MaxSize {
 			t.Fatalf("%s: the token has %d bytes and would not be looked into", name, len(raw))
 		}
-		began := time.Now()
-		result := testing.AllocsPerRun(5, func() { _, _ = Verify(raw, keys, testNetwork, epoch()) })
-		if took := time.Since(began) / 6; took > 100*time.Millisecond || result > 20_000 {
+		// The fastest of several runs: the others also measure what else the machine does.
+		took := time.Hour
+		result := testing.AllocsPerRun(5, func() {
+			began := time.Now()
+			_, _ = Verify(raw, keys, testNetwork, epoch())
+			took = min(took, time.Since(began))
+		})
+		if took > 100*time.Millisecond || result > 20_000 {
 			t.Errorf("%s: %v and %.0f allocations", name, took, result)
 		}
 	}
