@@ -184,13 +184,13 @@ func TestShutdownDoesNotWaitForIdleConnections(t *testing.T) {
 		}
 	}
 	dialRaw(t, r.Addrs().HTTPS) // and one that says nothing
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	began := time.Now()
 	if err := r.Shutdown(ctx); err != nil {
 		t.Errorf("Shutdown: %v", err)
 	}
-	if took := time.Since(began); took > 3*time.Second {
+	if took := time.Since(began); took > 8*time.Second {
 		t.Errorf("it took %v", took)
 	}
 }

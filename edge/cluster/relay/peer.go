@@ -43,7 +43,7 @@ const (
 	lastRetry    = 2 * time.Second
 	beatInterval = 500 * time.Millisecond
 	suspectAfter = 1500 * time.Millisecond
-	deadAfter    = 5 * time.Second
+	deadAfter    = 4 * time.Second
 )
 
 var errNoSession = errors.New("no session with the edge that has this site")
