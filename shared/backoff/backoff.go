@@ -36,6 +36,14 @@ func New(base, max, stable time.Duration) *Backoff {
 	return &Backoff{base: base, max: max, stable: stable, now: time.Now, random: rand.Int64N, ceiling: base}
 }
 
+// NewSimulated is New on another clock and another source of chance, for
+// simulations. random returns a number in [0, n).
+func NewSimulated(base, max, stable time.Duration, now func() time.Time, random func(n int64) int64) *Backoff {
+	b := New(base, max, stable)
+	b.now, b.random = now, random
+	return b
+}
+
 // Next returns how long to wait before the next try and raises the ceiling.
 func (b *Backoff) Next() time.Duration {
 	b.mu.Lock()

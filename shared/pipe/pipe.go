@@ -48,7 +48,13 @@ type Result struct {
 //
 // Join owns a and b from the call on. It starts one goroutine and waits for it.
 func Join(ctx context.Context, a, b Conn, idle time.Duration) Result {
-	j := &join{a: a, b: b}
+	return JoinCounted(ctx, a, b, idle, nil)
+}
+
+// JoinCounted is Join that tells count of bytes as they pass, from both directions at
+// once, for those who cannot wait for the Result. Nil is nobody.
+func JoinCounted(ctx context.Context, a, b Conn, idle time.Duration, count func(aToB, bToA int)) Result {
+	j := &join{a: a, b: b, count: count}
 	if ctx.Done() != nil {
 		stop := context.AfterFunc(ctx, func() { j.fail(context.Cause(ctx)) })
 		defer stop()
@@ -88,6 +94,7 @@ const idleTicks = 4
 // join is the state that the two directions of one Join share.
 type join struct {
 	a, b           Conn
+	count          func(aToB, bToA int) // or nil
 	toA, toB       atomic.Int64
 	aEnded, bEnded bool // each written by one direction, read after both
 
@@ -141,6 +148,13 @@ func (j *join) copy(dst, src Conn, moved *atomic.Int64, ended *bool, direction s
 		if n > 0 {
 			m, werr := dst.Write((*buf)[:n])
 			moved.Add(int64(m))
+			switch {
+			case j.count == nil:
+			case moved == &j.toB:
+				j.count(m, 0)
+			default:
+				j.count(0, m)
+			}
 			if werr != nil {
 				j.fail(fmt.Errorf("write %s: %w", direction, werr))
 				return

@@ -100,7 +100,7 @@ type stream struct {
 	aborted chan struct{}
 }
 
-func (s stream) Abort() { close(s.aborted); s.Conn.Close() }
+func (s stream) Abort() { close(s.aborted); s.Close() }
 
 func TestResetAbortsAStream(t *testing.T) {
 	left, a := tcpPair(t)

@@ -31,6 +31,7 @@ func messages() []struct {
 		{"welcome", TypeWelcome, &Welcome{
 			Tunnel: "t1", Node: "n1", Region: "fra", Hosts: []string{"a.example"},
 			Edges: []Edge{{Node: "n1", Region: "fra", Addr: "edge1.example:443"}}, Version: "1.2.3", MaxStreams: 1024,
+			Connections: 4,
 		}},
 		{"reject", TypeReject, &Reject{Code: CodeBusy, Reason: "too many hellos", RetryAfterMillis: 1500}},
 		{"ready", TypeReady, &Ready{Ready: false, Reason: "port 8000 is closed"}},

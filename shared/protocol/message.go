@@ -57,8 +57,8 @@ type Hello struct {
 	// Instance is the agent process: 16 random bytes in hex, made at start. All
 	// tunnels of one process carry the same one.
 	Instance string `json:"instance"`
-	// Tunnel joins this connection to a tunnel that is open already (Welcome.Tunnel);
-	// empty opens a new one.
+	// Tunnel joins this connection to a tunnel of the same instance and token that is
+	// open already (Welcome.Tunnel); empty opens a new one.
 	Tunnel string `json:"tunnel,omitempty"`
 	// Hosts are the host names to serve, each within what the token allows; empty
 	// means all exact host names of the token.
@@ -93,6 +93,9 @@ type Welcome struct {
 	Version string `json:"version,omitempty"`
 	// MaxStreams is the most streams the edge will hold open at once.
 	MaxStreams int `json:"max_streams,omitempty"`
+	// Connections is how many connections the tunnel may have, the first one
+	// included. 0, which edges say that know of one only, is one.
+	Connections int `json:"connections,omitempty"`
 }
 
 // Edge is one node an agent may dial.
@@ -119,7 +122,8 @@ const (
 	CodeBadHello         Code = "bad_hello"        // not understood
 	CodeBusy             Code = "busy"             // try again after RetryAfter
 	CodeDraining         Code = "draining"         // this edge is leaving; use another
-	CodeTooManyTunnels   Code = "too_many_tunnels" // the token's limit
+	CodeTooManyTunnels   Code = "too_many_tunnels" // the token's limit, or the tunnel's of connections
+	CodeNoTunnel         Code = "no_tunnel"        // none of this instance and token to join
 	CodeInternal         Code = "internal"         // the edge could not decide
 )
 

@@ -30,7 +30,7 @@ func Peek(raw string) (Unverified, error) {
 		}
 		return Unverified{}, err
 	}
-	_, part, _, err := split(raw)
+	_, part, err := split(raw)
 	if err != nil {
 		return Unverified{}, fmt.Errorf("this is not a token: %w", err)
 	}

@@ -14,24 +14,24 @@ import (
 // maxDepth bounds nested JSON values.
 const maxDepth = 8
 
-// split cuts a compact JWS (RFC 7515, section 3.1) into its three parts and
+// split cuts a compact JWS (RFC 7515, section 3.1), gives its first two parts and
 // refuses characters outside the base64url alphabet: Go's decoder skips line
 // ends, which would give one token many spellings.
-func split(raw string) (header, claims, signature string, err error) {
+func split(raw string) (header, claims string, err error) {
 	if len(raw) > MaxSize {
-		return "", "", "", fmt.Errorf("it is %d bytes long, and the most is %d", len(raw), MaxSize)
+		return "", "", fmt.Errorf("it is %d bytes long, and the most is %d", len(raw), MaxSize)
 	}
 	for i := range len(raw) {
 		if c := raw[i]; !base64url(c) && c != '.' {
-			return "", "", "", errors.New("it holds a character that no token has")
+			return "", "", errors.New("it holds a character that no token has")
 		}
 	}
 	header, rest, _ := strings.Cut(raw, ".")
-	claims, signature, _ = strings.Cut(rest, ".")
+	claims, signature, _ := strings.Cut(rest, ".")
 	if header == "" || claims == "" || signature == "" || strings.Contains(signature, ".") {
-		return "", "", "", errors.New("it does not have three parts")
+		return "", "", errors.New("it does not have three parts")
 	}
-	return header, claims, signature, nil
+	return header, claims, nil
 }
 
 func base64url(c byte) bool {

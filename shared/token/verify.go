@@ -64,7 +64,7 @@ func Verify(raw string, keys Keys, audience string, now time.Time) (*Claims, err
 
 // check looks at the form of a token, before any signature, and returns its kid.
 func check(raw string) (kid string, err error) {
-	header, claims, _, err := split(raw)
+	header, claims, err := split(raw)
 	if err != nil {
 		return "", malformed("this is not a token: %v", err)
 	}

@@ -54,11 +54,13 @@ func numericDate(name string, seconds *int64) (*jwt.NumericDate, error) {
 // The methods that make wire a jwt.Claims.
 
 func (w *wire) GetExpirationTime() (*jwt.NumericDate, error) { return numericDate("exp", w.ExpiresAt) }
-func (w *wire) GetIssuedAt() (*jwt.NumericDate, error)       { return numericDate("iat", w.IssuedAt) }
-func (w *wire) GetNotBefore() (*jwt.NumericDate, error)      { return numericDate("nbf", w.NotBefore) }
-func (w *wire) GetIssuer() (string, error)                   { return w.Issuer, nil }
-func (w *wire) GetSubject() (string, error)                  { return w.Name, nil }
-func (w *wire) GetAudience() (jwt.ClaimStrings, error)       { return jwt.ClaimStrings{w.Audience}, nil }
+
+func (w *wire) GetIssuedAt() (*jwt.NumericDate, error) { return numericDate("iat", w.IssuedAt) }
+
+func (w *wire) GetNotBefore() (*jwt.NumericDate, error) { return numericDate("nbf", w.NotBefore) }
+func (w *wire) GetIssuer() (string, error)              { return w.Issuer, nil }
+func (w *wire) GetSubject() (string, error)             { return w.Name, nil }
+func (w *wire) GetAudience() (jwt.ClaimStrings, error)  { return jwt.ClaimStrings{w.Audience}, nil }
 
 // claims converts what was read; times must have been checked to be present.
 func (w *wire) claims(kid string) *Claims {

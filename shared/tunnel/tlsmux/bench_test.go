@@ -3,7 +3,9 @@
 package tlsmux
 
 import (
+	"fmt"
 	"io"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -83,6 +85,45 @@ func BenchmarkExchangeKeptStream(b *testing.B) {
 			}
 			b.ReportMetric(float64((cpu()-before).Nanoseconds())/1e3/float64(b.N), "cpu-us/op")
 		})
+	}
+}
+
+// BenchmarkRelayedExchange is the same through a third party that joins two sessions,
+// with short frames passed on directly and with all through the streams' queues.
+func BenchmarkRelayedExchange(b *testing.B) {
+	for _, streams := range []int{1, 8, 64} {
+		for _, queued := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%d/queued=%t", streams, queued), func(b *testing.B) {
+				m := newMiddle(b, unwrapped)
+				m.queued = queued
+				var all sync.WaitGroup
+				var near []tunnel.Stream
+				for range streams {
+					left, right := m.stream(b)
+					near = append(near, left)
+					all.Go(func() { answer(right) })
+				}
+				b.ReportAllocs()
+				b.ResetTimer()
+				before := cpu()
+				for i, st := range near {
+					n := (b.N + i) / streams
+					all.Go(func() {
+						defer st.Close()
+						buf := make([]byte, 300)
+						for range n {
+							_, _ = st.Write(buf[:200])
+							if _, err := io.ReadFull(st, buf); err != nil {
+								b.Error(err)
+								return
+							}
+						}
+					})
+				}
+				all.Wait()
+				b.ReportMetric(float64((cpu()-before).Nanoseconds())/1e3/float64(b.N), "cpu-us/op")
+			})
+		}
 	}
 }
 

@@ -25,7 +25,9 @@ func Dial(ctx context.Context, conn net.Conn, cfg *tls.Config, hello *protocol.H
 	cfg = cfg.Clone()
 	cfg.NextProtos = []string{opt.ALPN}
 	cfg.MinVersion = tls.VersionTLS13
-	tc := tls.Client(conn, cfg)
+	under := &gathering{Conn: conn}
+	under.W = conn
+	tc := tls.Client(under, cfg)
 	s, welcome, err := dial(ctx, tc, hello, opt)
 	if err != nil {
 		conn.Close()
@@ -52,7 +54,10 @@ func dial(ctx context.Context, tc *tls.Conn, hello *protocol.Hello, opt Options)
 	if !release() {
 		return nil, nil, ctx.Err()
 	}
-	tune(tc.NetConn())
+	tune(tc.NetConn(), opt.Congestion)
+	if hello.Tunnel != "" {
+		opt = opt.joining()
+	}
 	s, err := newSession(tc, true, opt)
 	if err != nil {
 		return nil, nil, err
@@ -101,7 +106,10 @@ func accept(ctx context.Context, conn *tls.Conn, admit tunnel.Admit, opt Options
 	if !release() {
 		return nil, hello, nil, ctx.Err()
 	}
-	tune(conn.NetConn())
+	tune(conn.NetConn(), opt.Congestion)
+	if hello.Tunnel != "" {
+		opt = opt.joining()
+	}
 	s, err := newSession(conn, false, opt)
 	if err != nil {
 		return nil, hello, nil, err

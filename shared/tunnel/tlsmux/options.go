@@ -1,18 +1,36 @@
 package tlsmux
 
 import (
+	"fmt"
 	"log/slog"
 	"time"
 
 	"wormhole/shared/protocol"
 )
 
+// SystemCongestion is Options.Congestion for the system's own choice.
+const SystemCongestion = "system"
+
+// CheckCongestion refuses what cannot be the name of a congestion control.
+func CheckCongestion(name string) error {
+	const longest = 15 // TCP_CA_NAME_MAX of Linux, less the end of the string
+	ok := name != "" && len(name) <= longest
+	for _, c := range []byte(name) {
+		ok = ok && (c == '_' || c == '-' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z')
+	}
+	if !ok {
+		return fmt.Errorf("%.40q is no name of a congestion control, such as bbr or cubic, nor %s", name, SystemCongestion)
+	}
+	return nil
+}
+
 // The defaults of Options.
 const (
+	defaultCongestion    = "bbr"
 	defaultKeepAlive     = 5 * time.Second
 	defaultWriteTimeout  = 10 * time.Second
 	defaultMaxStreams    = 1024
-	defaultWindow        = 4 << 20
+	defaultWindow        = 16 << 20
 	defaultMemoryCeiling = 96 << 20
 	// acceptedMaxIncoming is how many streams an agent may hold open towards an
 	// edge, where only the control stream has a purpose today.
@@ -36,14 +54,18 @@ type Options struct {
 	// RefuseStreams aborts every stream that the peer opens besides the control
 	// stream, without anybody calling Session.Accept.
 	RefuseStreams bool
-	// Window is the largest receive window of a stream, in bytes; 0 means 4 MiB.
+	// Window is the largest receive window of a stream, in bytes; 0 means 16 MiB.
 	// Every stream starts with 256 KiB and grows while it is read fast.
 	Window int
-	// MemoryCeiling bounds the bytes a session holds that were received and not yet
-	// read; 0 means 96 MiB. Above it the stream that holds most is aborted. In sum
-	// windows grow by half of it. The process may need several times as much, for
-	// buffers that are not full and for garbage.
+	// MemoryCeiling bounds the memory a session holds for bytes that were received and
+	// not yet read; 0 means 96 MiB. Above it the stream that holds most is aborted. In
+	// sum windows grow by half of it. The process may need twice as much, for garbage.
+	// A connection that joins another's tunnel has a quarter of it.
 	MemoryCeiling int
+	// Congestion is TCP's congestion control, where the system offers it and lets this
+	// process choose; empty means bbr, which a lost packet does not slow down, and
+	// SystemCongestion leaves what the system has.
+	Congestion string
 	// ALPN is what both ends negotiate; empty means protocol.ALPN. Edges use another
 	// one among themselves.
 	ALPN string
@@ -71,6 +93,9 @@ func (o Options) withDefaults(accepted bool) Options {
 	if o.Window <= 0 {
 		o.Window = defaultWindow
 	}
+	if o.Congestion == "" {
+		o.Congestion = defaultCongestion
+	}
 	if o.ALPN == "" {
 		o.ALPN = protocol.ALPN
 	}
@@ -78,6 +103,13 @@ func (o Options) withDefaults(accepted bool) Options {
 	if o.MemoryCeiling <= 0 {
 		o.MemoryCeiling = defaultMemoryCeiling
 	}
+	return o
+}
+
+// joining is what holds for a connection that joins the tunnel of another: together
+// they must not hold several times as much.
+func (o Options) joining() Options {
+	o.MemoryCeiling /= 4
 	return o
 }
 

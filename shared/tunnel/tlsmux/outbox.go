@@ -2,11 +2,14 @@ package tlsmux
 
 import (
 	"io"
+	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"wormhole/shared/gather"
 	"wormhole/shared/tunnel"
 )
 
@@ -14,11 +17,27 @@ const (
 	// outboxLimit is how much data may be queued for the next TLS write. More would
 	// make short requests wait behind bulk.
 	outboxLimit = 32 << 10
-	// maxBody keeps a data frame within one TLS record of 16 KiB.
-	maxBody = 16<<10 - headerLen
+	// fastLimit holds instead while the kernel takes what it is given within
+	// fastWrite: then it is no wait, and each write of twice the size saves half of
+	// what one costs.
+	fastLimit = 64 << 10
+	fastWrite = 2 * time.Millisecond
+	// The kernel may hold unsentTime of what is sent now without having sent it, from
+	// outboxLimit to maxUnsent: a short request waits that long behind bulk, and less
+	// would leave a fast path idle until this process is woken, which bbr takes for a
+	// sender that has nothing to say. The rate is measured over rateTime.
+	unsentTime = 10 * time.Millisecond
+	maxUnsent  = 512 << 10
+	rateTime   = 50 * time.Millisecond
+
 	// maxControl bounds the queued control frames, which do not wait for room: more
 	// means that the peer provokes them and does not read.
 	maxControl = 1 << 20
+
+	// controlRoom is how much of the control conversation may be queued beyond the
+	// room that data has. It does not wait its turn among the streams: behind a
+	// thousand of them a beat would come so late that the peer takes us for dead.
+	controlRoom = 64 << 10
 
 	// A sender writes by itself only if nothing was written for the time of quiet,
 	// at most quietBatch, and maxUnheard while the peer says nothing: far less than a
@@ -26,6 +45,9 @@ const (
 	quiet      = 100 * time.Microsecond
 	quietBatch = 4 << 10
 	maxUnheard = 16 << 10
+
+	// promptBatch is how much whoever receives on another session writes by itself.
+	promptBatch = 16 << 10
 
 	// calm is how long nothing was given to run before it ends with the queue, so
 	// that an idle session does not keep its stack.
@@ -39,26 +61,35 @@ var buffers = sync.Pool{New: func() any { return &buffer{b: make([]byte, 0, outb
 type buffer struct{ b []byte }
 
 // outbox gathers frames and writes them with one goroutine (run), which comes and
-// goes. Data waits for
-// room, first come first served, so that streams share the connection fairly;
-// control frames never wait.
+// goes. Data waits for room, first come first served, so that streams share the
+// connection fairly; control frames never wait, and the control conversation only
+// when much of it is queued.
 type outbox struct {
 	// writing is when the current write began, in nanoseconds since the session's
 	// start, 0 if there is none.
 	writing atomic.Int64
 	w       io.Writer
+	under   holder        // below w; nil without
 	now     func() int64  // the session's time
 	heard   *atomic.Int64 // when the peer was last heard
 	start   func()        // calls run; on a goroutine of its own
+	hold    func(int)     // sets how many bytes the kernel may hold unsent; nil where it cannot
+
+	// Whoever writes owns these.
+	since   int64 // when the rate was last measured
+	written int   // bytes since then
+	unsent  int   // what hold was last told, 0 for outboxLimit
 
 	mu       sync.Mutex // guards what follows, and each stream's send half
 	pending  sync.Cond  // signalled when run has something to do
 	queue    *buffer
+	limit    int       // outboxLimit or fastLimit
 	flushing bool      // a batch is being written
 	flushed  int64     // when the last batch was written
 	unheard  int       // bytes written by senders themselves since the peer was last heard
 	heardAt  int64     // when that was
 	failed   error     // a sender's own write failed
+	left     bool      // under keeps bytes that the kernel did not take
 	waiting  []*stream // streams that wait for room, in order
 	reserved int       // bytes promised to streams that were taken off waiting
 	closed   bool
@@ -69,7 +100,7 @@ type outbox struct {
 }
 
 func newOutbox(w io.Writer, now func() int64, heard *atomic.Int64, start func()) *outbox {
-	o := &outbox{w: w, now: now, heard: heard, start: start}
+	o := &outbox{limit: outboxLimit, w: w, now: now, heard: heard, start: start}
 	o.pending.L = &o.mu
 	return o
 }
@@ -114,8 +145,11 @@ func (o *outbox) send(st *stream, p []byte) (int, error) {
 			o.leave(st)
 			return 0, os.ErrDeadlineExceeded
 		case h.window > 0:
-			n := min(len(p), maxBody, int(h.window))
-			if h.reserved > 0 || o.room(n) {
+			n := min(len(p), o.maxBody(), int(h.window))
+			if h.reserved > 0 || o.room(n) || st.id == controlID && o.urgent(n) {
+				if h.queued {
+					o.leave(st) // or room would be kept that nobody comes for
+				}
 				o.reserved -= h.reserved
 				h.reserved = 0
 				h.window -= int64(n)
@@ -136,6 +170,37 @@ func (o *outbox) send(st *stream, p []byte) (int, error) {
 		}
 		o.wait(h)
 	}
+}
+
+// offer queues one data frame with all of p if that needs no waiting. It goes out with
+// flushOffers.
+func (o *outbox) offer(st *stream, p []byte) bool {
+	h := &st.send
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := len(p)
+	if h.err != nil || o.closed || !h.deadline.IsZero() || int64(n) > h.window || n > o.maxBody() || !o.room(n) {
+		return false
+	}
+	h.window -= int64(n)
+	o.append(header{kind: typeData, id: st.id, length: uint32(n)}, p)
+	return true
+}
+
+// flushOffers sees to it that what is queued is written. It comes from the goroutine
+// that receives on another session, for which waiting for this peer would be to stop:
+// so it writes what the kernel takes at once, and leaves the rest to run.
+func (o *outbox) flushOffers() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.flushing || o.queue == nil {
+		return // whoever writes now looks again afterwards
+	}
+	if o.under == nil || o.left || o.closed || len(o.queue.b) > promptBatch {
+		o.kick()
+		return
+	}
+	o.wrote(o.write(false))
 }
 
 // wait releases the lock until the send half is signalled or its deadline passes.
@@ -162,8 +227,18 @@ func (o *outbox) room(n int) bool {
 	if o.queue != nil {
 		used += len(o.queue.b)
 	}
-	return len(o.waiting) == 0 && (used == 0 || used+n+headerLen <= outboxLimit)
+	return len(o.waiting) == 0 && (used == 0 || used+n+headerLen <= o.limit)
 }
+
+// urgent reports whether n bytes of the control conversation may be queued although
+// data must wait.
+func (o *outbox) urgent(n int) bool {
+	return o.queue == nil || len(o.queue.b)+n+headerLen <= o.limit+controlRoom
+}
+
+// maxBody is how long the body of a data frame may be: two frames of different
+// streams find room beside each other.
+func (o *outbox) maxBody() int { return o.limit/2 - headerLen }
 
 // leave gives up a stream's place and room.
 func (o *outbox) leave(st *stream) {
@@ -189,12 +264,12 @@ func (o *outbox) admit() {
 	if o.queue != nil {
 		used += len(o.queue.b)
 	}
-	for len(o.waiting) > 0 && (used == 0 || used+maxBody+headerLen <= outboxLimit) {
+	for len(o.waiting) > 0 && (used == 0 || used+o.maxBody()+headerLen <= o.limit) {
 		st := o.waiting[0]
 		o.waiting[0] = nil
 		o.waiting = o.waiting[1:]
 		st.send.queued = false
-		st.send.reserved = maxBody + headerLen
+		st.send.reserved = o.maxBody() + headerLen
 		o.reserved += st.send.reserved
 		used += st.send.reserved
 		st.send.signal()
@@ -275,11 +350,16 @@ func (o *outbox) flush() {
 		o.kick()
 		return
 	}
-	if err := o.write(); err != nil {
+	o.wrote(o.write(true))
+}
+
+// wrote follows a write by another than run.
+func (o *outbox) wrote(err error) {
+	if err != nil {
 		o.failed = err
 		o.closed = true
 	}
-	if o.queue != nil || o.closed {
+	if o.queue != nil || o.left || o.closed {
 		o.kick()
 	}
 }
@@ -289,7 +369,7 @@ func (o *outbox) flush() {
 // unanswered by the peer.
 func (o *outbox) mayWrite() bool {
 	n := len(o.queue.b)
-	if n > quietBatch || o.now()-o.flushed < int64(quiet) {
+	if o.left || n > quietBatch || o.now()-o.flushed < int64(quiet) {
 		return false
 	}
 	if heard := o.heard.Load(); heard != o.heardAt {
@@ -323,42 +403,126 @@ func (o *outbox) rest(since int64) {
 
 // run writes what is queued until close, and until a write fails: then over is
 // true. A failed write loses what was queued. It ends before when there is little
-// to do; kick starts another.
+// to do; kick starts another. It is made ready by the first who sends and would run
+// right after him: so it lets all others run once before it writes little.
 func (o *outbox) run() (over bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	yielded := false
 	for {
-		for o.flushing || o.queue == nil && !o.closed {
+		for o.flushing || o.queue == nil && !o.left && !o.closed {
 			if !o.flushing && (o.resting || o.lull > int64(calm)) {
 				o.running = false
 				return false, nil
 			}
 			o.pending.Wait()
 		}
-		if o.failed != nil || o.queue == nil {
+		if o.failed != nil || o.queue == nil && !o.left {
 			return true, o.failed
 		}
-		if err := o.write(); err != nil {
+		if !o.left && len(o.queue.b) < quietBatch && !o.closed && !yielded {
+			// Whoever is about to send shares the write. Where nothing else can run, this
+			// is no wait.
+			yielded = true
+			o.mu.Unlock()
+			runtime.Gosched()
+			o.mu.Lock()
+			continue
+		}
+		yielded = false
+		if err := o.write(true); err != nil {
 			return true, err
 		}
 	}
 }
 
-// write writes the queue. The caller holds mu, which is released meanwhile.
-func (o *outbox) write() error {
-	batch := o.queue
+// holder is a connection under TLS that can make one write of many; see gather.
+type holder interface {
+	Hold()
+	Release() error
+	ReleaseNow() (all bool, err error)
+}
+
+// gathering is a dialed connection that is a holder.
+type gathering struct {
+	net.Conn
+	gather.Writer
+}
+
+func (g *gathering) Write(p []byte) (int, error) { return g.Writer.Write(p) }
+func (g *gathering) NetConn() net.Conn           { return g.Conn }
+
+// pass writes b and what was left before. Without wait some may be left again.
+func (o *outbox) pass(b []byte, wait, left bool) (stillLeft bool, err error) {
+	if o.under == nil || wait && !left && len(b) <= 16<<10 {
+		_, err := o.w.Write(b)
+		return false, err
+	}
+	o.under.Hold()
+	if len(b) > 0 {
+		_, err = o.w.Write(b)
+	}
+	all, late := true, error(nil)
+	if wait {
+		late = o.under.Release()
+	} else {
+		all, late = o.under.ReleaseNow()
+	}
+	if err == nil {
+		err = late
+	}
+	return !all, err
+}
+
+// measure notes that n bytes were written, and adjusts how many the kernel may hold.
+func (o *outbox) measure(n int, now int64) {
+	o.written += n
+	past := now - o.since
+	if past < int64(rateTime) {
+		return
+	}
+	rate := float64(o.written) / float64(past)
+	o.since, o.written = now, 0
+	fit := outboxLimit
+	for fit < maxUnsent && float64(fit) < rate*float64(unsentTime) {
+		fit *= 2
+	}
+	if fit != max(o.unsent, outboxLimit) && o.hold != nil {
+		o.unsent = fit
+		o.hold(fit)
+	}
+}
+
+// write writes the queue and what was left of the one before; without wait, what the
+// kernel takes at once. The caller holds mu, which is released meanwhile.
+func (o *outbox) write(wait bool) error {
+	batch, left := o.queue, o.left
 	o.queue = nil
 	o.flushing = true
 	o.admit()
 	o.mu.Unlock()
-	o.writing.Store(o.now())
-	_, err := o.w.Write(batch.b)
+	var b []byte
+	if batch != nil {
+		b = batch.b
+	}
+	began := o.now()
+	o.writing.Store(began)
+	left, err := o.pass(b, wait, left)
 	o.writing.Store(0)
-	if cap(batch.b) <= 2*outboxLimit {
-		batch.b = batch.b[:0]
+	n, took := len(b), time.Duration(o.now()-began)
+	o.measure(n, began+int64(took))
+	if batch != nil && cap(b) <= 2*fastLimit {
+		batch.b = b[:0]
 		buffers.Put(batch)
 	}
 	o.mu.Lock()
+	o.left = left
+	switch {
+	case took > fastWrite:
+		o.limit = outboxLimit
+	case n > outboxLimit/2:
+		o.limit = fastLimit
+	}
 	o.flushing = false
 	o.flushed = o.now()
 	return err

@@ -60,22 +60,22 @@ func newSession(conn *tls.Conn, dialer bool, opt Options) (*session, error) {
 		done:  make(chan struct{}),
 	}
 	s.out = newOutbox(conn, s.now, &s.heard, s.run)
+	s.out.under, _ = s.raw.(holder)
+	s.out.hold = unsentLimit(s.raw)
 	cfg := &yamux.Config{
 		AcceptBacklog:     opt.backlog(),
 		KeepAliveInterval: time.Hour, // disabled: watchPeer does it
 		// Frames of yamux's never wait on the network, so this bounds nothing real.
 		ConnectionWriteTimeout: time.Hour,
-		// Twice the window: yamux grants in steps of half of this, table.consume
-		// in its own, and never more than yamux has granted already.
-		MaxStreamWindowSize: uint32(2 * opt.Window),
-		Logger:              yamuxLog{opt.Logger},
+		MaxStreamWindowSize:    initialWindow, // it never sees data, nor grants any
+		Logger:                 yamuxLog{opt.Logger},
 	}
 	newMux := yamux.Server
 	if dialer {
 		newMux = yamux.Client
 	}
 	ready := make(chan struct{})
-	mux, err := newMux(&gate{wire: wire{s: s}, ready: ready}, cfg)
+	mux, err := newMux(&gate{wire: wire{s: s, conn: conn}, ready: ready}, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -176,9 +176,6 @@ func (s *session) watchPeer() {
 		next -= silent
 	}
 	s.out.rest(now - int64(s.opt.KeepAlive))
-	for _, ys := range s.table.idle(now - int64(s.opt.KeepAlive)) {
-		ys.Shrink()
-	}
 	select {
 	case <-s.done:
 	default:

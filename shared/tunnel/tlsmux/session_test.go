@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"wormhole/shared/protocol"
 	"wormhole/shared/tunnel"
@@ -20,7 +21,11 @@ import (
 // still keeps.
 func leftInYamux(s tunnel.Session) (streams, syns int) {
 	mux := s.(*session).mux
-	syns = reflect.ValueOf(mux).Elem().FieldByName("inflight").Len()
+	inside := reflect.ValueOf(mux).Elem()
+	lock := (*sync.Mutex)(unsafe.Pointer(inside.FieldByName("streamLock").UnsafeAddr())) // guards inflight
+	lock.Lock()
+	syns = inside.FieldByName("inflight").Len()
+	lock.Unlock()
 	return mux.NumStreams(), syns
 }
 
@@ -103,7 +108,14 @@ func TestTenThousandAbortsLeaveNothingInYamux(t *testing.T) {
 func TestC1DeathOfThePeerIsNeverACleanEnd(t *testing.T) {
 	for name, kill := range map[string]func(*session){
 		"FIN": func(s *session) { s.raw.Close() },
-		"RST": func(s *session) { s.raw.(*net.TCPConn).SetLinger(0); s.raw.Close() },
+		"RST": func(s *session) {
+			raw := s.raw
+			if g, ok := raw.(*gathering); ok {
+				raw = g.Conn
+			}
+			raw.(*net.TCPConn).SetLinger(0)
+			s.raw.Close()
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			agent, edge := pair(t, Options{}, Options{})
@@ -202,10 +214,7 @@ func TestAboveTheMemoryCeilingTheLargestStreamIsAborted(t *testing.T) {
 			aborted++
 		}
 	}
-	table := edge.(*session).table
-	table.mu.Lock()
-	held := table.unread
-	table.mu.Unlock()
+	held := edge.(*session).table.mem.held.Load()
 	if aborted < 3 || aborted > 5 || held > ceiling {
 		t.Errorf("%d of 8 streams aborted and %d bytes held, want about 4 and at most %d", aborted, held, ceiling)
 	}
@@ -233,10 +242,10 @@ func TestAWindowGrowsForAFastReader(t *testing.T) {
 	if _, err := io.Copy(io.Discard, near); err != nil {
 		t.Fatal(err)
 	}
-	table := edge.(*session).table
-	table.mu.Lock()
-	defer table.mu.Unlock()
-	if got := near.(*stream).recv.window; got < 1<<20 {
+	recv := &near.(*stream).recv
+	recv.mu.Lock()
+	defer recv.mu.Unlock()
+	if got := recv.window; got < 1<<20 {
 		t.Errorf("window = %d KiB after 32 MiB, want it grown", got>>10)
 	}
 }

@@ -30,28 +30,34 @@ type stream struct {
 	s  *session
 	id uint32
 
-	// mux is yamux's half: the receive buffer and the state. It is nil before the
-	// stream is handed out, and after an abort, so that its buffer is free whatever
-	// the holder of the stream does.
+	// mux is yamux's half: the stream's state. It is nil before the stream is handed
+	// out, and after an abort.
 	mux          atomic.Pointer[yamux.Stream]
 	ending       atomic.Int32
 	readDeadline atomic.Int64 // Unix nanoseconds, 0 for none
 
 	writing sync.Mutex // one Write or CloseWrite at a time
 	send    sendHalf   // guarded by outbox.mu
-	recv    recvHalf   // guarded by table.mu
-	life    life       // guarded by table.mu
-	control bool       // guarded by table.mu
+	recv    recvHalf
+	lent    *chunk // the reader's alone
+	life    life   // guarded by table.mu
+	control bool   // guarded by table.mu
 }
 
-var _ tunnel.Stream = (*stream)(nil)
+var (
+	_ tunnel.Stream = (*stream)(nil)
+	_ tunnel.Direct = (*stream)(nil)
+)
 
 func newStream(s *session, id uint32) *stream {
 	return &stream{
 		s:    s,
 		id:   id,
 		send: sendHalf{window: initialWindow, wake: make(chan struct{}, 1)},
-		recv: recvHalf{granted: initialWindow, window: initialWindow, lastRead: s.now()},
+		recv: recvHalf{
+			mem: &s.table.mem, wake: make(chan struct{}, 1),
+			granted: initialWindow, window: initialWindow, lastRead: s.heard.Load(),
+		},
 	}
 }
 
@@ -61,45 +67,98 @@ func (st *stream) RemoteAddr() net.Addr { return st.s.RemoteAddr() }
 
 // Read implements tunnel.Stream.
 func (st *stream) Read(p []byte) (int, error) {
-	if err := st.ended(); err != nil {
-		return 0, err
+	for {
+		if err := st.readable(); err != nil {
+			return 0, err
+		}
+		if len(p) == 0 {
+			return 0, nil
+		}
+		n, grant, why := st.recv.read(p, st.s.heard.Load())
+		st.grant(grant)
+		if n > 0 {
+			return n, nil
+		}
+		if err := st.await(why); err != nil {
+			return 0, err
+		}
 	}
-	if len(p) == 0 {
-		return 0, nil
+}
+
+// Lend waits as Read does and then lends the bytes that Read would return first: they
+// are good until GiveBack, which must come before the next Lend, and after Close too.
+// It lends nil when there are so few that Read, which does not wait then, costs less.
+// Its errors are those of Read, and as with Read one goroutine may call it at a time.
+func (st *stream) Lend() ([]byte, error) {
+	for {
+		if err := st.readable(); err != nil {
+			return nil, err
+		}
+		c, grant, why := st.recv.lend(st.s.heard.Load())
+		st.grant(grant)
+		if c != nil {
+			st.lent = c
+			return c.buf[c.r:c.w], nil
+		}
+		if why == foundSome {
+			return nil, nil
+		}
+		if err := st.await(why); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// GiveBack ends the loan of the last Lend, if there is one.
+func (st *stream) GiveBack() {
+	if c := st.lent; c != nil {
+		st.lent = nil
+		st.recv.takeBack(c)
+	}
+}
+
+// Ready reports whether Read would return at once.
+func (st *stream) Ready() bool { return st.ended() != nil || st.recv.ready() }
+
+// readable returns why nothing can be read, whatever has come.
+func (st *stream) readable() error {
+	if err := st.ended(); err != nil {
+		return err
 	}
 	if d := st.readDeadline.Load(); d != 0 && time.Now().UnixNano() >= d {
-		return 0, os.ErrDeadlineExceeded
+		return os.ErrDeadlineExceeded
 	}
-	ys := st.mux.Load()
-	if ys == nil {
-		return 0, tunnel.ErrAborted
-	}
-	n, err := ys.Read(p)
+	return nil
+}
+
+// grant lets the peer send n bytes more.
+func (st *stream) grant(n uint32) {
 	if n > 0 {
-		if grant := st.s.table.consume(st, n, st.s.heard.Load()); grant > 0 {
-			st.s.out.control(header{kind: typeWindow, id: st.id, length: grant})
+		st.s.out.control(header{kind: typeWindow, id: st.id, length: n})
+	}
+}
+
+// await waits until it is worth to look for bytes again, or returns why there will be
+// none.
+func (st *stream) await(why found) error {
+	switch why {
+	case foundEnd:
+		st.s.table.ended(st)
+		return io.EOF
+	case foundGone:
+		if err := st.ended(); err != nil {
+			return err
 		}
-		return n, nil
+		return tunnel.ErrAborted
 	}
-	if err == nil {
-		return 0, nil
-	}
-	if ended := st.ended(); ended != nil {
-		return 0, ended
-	}
-	switch {
-	case errors.Is(err, io.EOF) && st.s.table.ended(st):
-		return 0, io.EOF
-	case err == yamux.ErrTimeout: //nolint:errorlint // a value, never wrapped
-		return 0, os.ErrDeadlineExceeded
-	}
-	return 0, tunnel.ErrAborted
+	st.recv.wait(st.readDeadline.Load())
+	return nil
 }
 
 // Quiet reports, without waiting, that the stream is whole and that nothing has
 // arrived on it which Read has not returned: no byte, no END, no abort.
 func (st *stream) Quiet() bool {
-	return st.ended() == nil && st.mux.Load() != nil && st.s.table.quiet(st)
+	return st.ended() == nil && st.recv.quiet()
 }
 
 // Write implements tunnel.Stream. Bytes of p may have been sent when it fails.
@@ -116,6 +175,21 @@ func (st *stream) Write(p []byte) (int, error) {
 	}
 	return total, nil
 }
+
+// Offer implements tunnel.Sink.
+func (st *stream) Offer(p []byte) bool {
+	if !st.writing.TryLock() {
+		return false
+	}
+	defer st.writing.Unlock()
+	return st.s.out.offer(st, p)
+}
+
+// Flush implements tunnel.Sink.
+func (st *stream) Flush() { st.s.out.flushOffers() }
+
+// PassTo implements tunnel.Direct.
+func (st *stream) PassTo(sink tunnel.Sink) { st.recv.passTo(sink) }
 
 // CloseWrite implements tunnel.Stream.
 func (st *stream) CloseWrite() error {
@@ -164,14 +238,14 @@ func (st *stream) end(how int32) {
 		st.ending.Store(endClosed)
 	}
 	st.s.out.finish(st, st.ended())
-	if ys := st.mux.Swap(nil); ys != nil {
-		_ = ys.SetReadDeadline(past)
-	}
+	st.mux.Store(nil)
+	st.recv.drop()
 }
 
-// sessionEnded ends a stream with its session. What came whole may still be read.
+// sessionEnded ends a stream with its session. What came whole may still be read, if
+// the stream was handed out.
 func (st *stream) sessionEnded() {
-	if st.s.table.whole(st) {
+	if st.recv.whole() && st.mux.Load() != nil {
 		st.s.out.finish(st, tunnel.ErrAborted)
 		return
 	}
@@ -201,12 +275,7 @@ func (st *stream) SetReadDeadline(t time.Time) error {
 		nanos = max(1, t.UnixNano())
 	}
 	st.readDeadline.Store(nanos)
-	if ys := st.mux.Load(); ys != nil {
-		_ = ys.SetReadDeadline(t)
-		if st.ending.Load() != endNone {
-			_ = ys.SetReadDeadline(past) // it ended meanwhile: stay awake
-		}
-	}
+	st.recv.notify()
 	return nil
 }
 

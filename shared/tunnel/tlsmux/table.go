@@ -3,6 +3,7 @@ package tlsmux
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/yamux"
 
@@ -25,46 +26,32 @@ var (
 type table struct {
 	opt      Options
 	oddLocal bool // streams opened here have odd ids (the dialer's)
+	mem      memory
+	drops    atomic.Bool // something is in dropped
 
-	mu       sync.Mutex // guards what follows, and each stream's recvHalf and life
+	mu       sync.Mutex // guards what follows, and each stream's life
 	streams  map[uint32]*stream
 	local    int             // open streams that were opened here, or are about to be
 	remote   int             // open streams that the peer opened
 	credits  int             // SYNs that the peer may still be sent before it answers one
 	opening  []chan struct{} // who waits for a credit, in order
 	controls int             // 1 while the control stream is open
-	unread   int             // bytes received and not yet read, of all open streams
-	grown    int             // how far the windows of open streams exceed the first, in sum
 	dropped  []uint32        // streams that the local yamux must be told to forget
 	dead     bool
 }
 
-// recvHalf is the receiving direction of a stream; table.mu guards it.
-type recvHalf struct {
-	granted  uint64 // bytes the peer may have sent in all
-	received uint64
-	consumed uint64
-	window   uint64 // how far granted is kept ahead of consumed
-	peak     int    // most unread bytes since the buffer was last given back
-	lastRead int64  // session time of the last read
-	fin      bool   // the peer's END is on its way through yamux
-}
-
-func (r *recvHalf) unread() int { return int(r.received - r.consumed) }
-
-// beyond is how far a window exceeds the one that every stream starts with.
-func beyond(window uint64) int { return int(max(window, initialWindow) - initialWindow) }
-
 // life is what a stream has been through; table.mu guards it.
 type life struct {
-	acked    bool // the peer answered our SYN, or it is the peer's stream
+	acked    bool // the peer answered our SYN, or it is the peer's stream; only the wire's reader sets it
 	finSent  bool
 	endRead  bool // io.EOF was returned to the reader
 	released bool // no longer counts as open
 }
 
 func newTable(opt Options, oddLocal bool) *table {
-	return &table{opt: opt, oddLocal: oddLocal, streams: make(map[uint32]*stream), credits: opt.synCredits()}
+	t := &table{opt: opt, oddLocal: oddLocal, streams: make(map[uint32]*stream), credits: opt.synCredits()}
+	t.mem.limit, t.mem.max = int64(opt.MemoryCeiling/2), uint64(opt.Window)
+	return t
 }
 
 // isLocal reports whether streams with this id are opened here.
@@ -88,14 +75,6 @@ func (t *table) add(st *stream) error {
 	t.remote++
 	t.streams[st.id] = st
 	return nil
-}
-
-// quiet reports whether nothing has arrived for a stream that was not read: no
-// byte, no END.
-func (t *table) quiet(st *stream) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return !t.dead && !st.recv.fin && st.recv.unread() == 0
 }
 
 // find returns the stream with this id, nil if there is none.
@@ -163,14 +142,14 @@ func (t *table) returnCredit() {
 	t.opening = t.opening[1:]
 }
 
-// ack notes that the peer took, or refused, a stream that was opened here. It
-// reports whether that was news.
-func (t *table) ack(st *stream) bool {
+// ack notes that the peer took, or refused, a stream that was opened here.
+func (t *table) ack(st *stream) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.ackLocked(st)
+	t.ackLocked(st)
 }
 
+// ackLocked reports whether that was news.
 func (t *table) ackLocked(st *stream) bool {
 	if st.life.acked {
 		return false
@@ -180,116 +159,41 @@ func (t *table) ackLocked(st *stream) bool {
 	return true
 }
 
-// arrival is what a data frame brought besides its data.
-type arrival struct {
-	acked  bool    // it is the first sign that the peer took our stream
-	first  bool    // nothing came on this stream before
-	victim *stream // to be aborted, because the session holds too much
+// excess returns the stream to be aborted because the session holds too much, nil
+// if it does not.
+func (t *table) excess() *stream {
+	if t.mem.held.Load() <= int64(t.opt.MemoryCeiling) {
+		return nil
+	}
+	return t.largest()
 }
 
-// receive accounts for n bytes of data that are on their way to yamux.
-func (t *table) receive(st *stream, n uint32) (arrival, error) {
+// largest returns the open stream that holds most, among equals the one that was
+// not read for longest.
+func (t *table) largest() *stream {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := &st.recv
-	if r.fin && n > 0 {
-		return arrival{}, errAfterEnd
-	}
-	news := arrival{acked: t.ackLocked(st), first: n > 0 && r.received == 0}
-	r.received += uint64(n)
-	if r.received > r.granted {
-		return arrival{}, errWindow
-	}
-	if st.life.released {
-		return news, nil // yamux is about to forget it
-	}
-	r.peak = max(r.peak, r.unread())
-	t.unread += int(n)
-	if t.unread > t.opt.MemoryCeiling {
-		news.victim = t.largest()
-	}
-	return news, nil
-}
-
-// largest returns the open stream that holds most unread bytes, among equals the
-// one that was not read for longest. The caller holds mu.
-func (t *table) largest() *stream {
 	var worst *stream
+	var most int
+	var since int64
 	for _, st := range t.streams {
 		if st.life.released || st.control {
 			continue
 		}
-		if worst == nil || st.recv.unread() > worst.recv.unread() ||
-			st.recv.unread() == worst.recv.unread() && st.recv.lastRead < worst.recv.lastRead {
-			worst = st
+		held, lastRead := st.recv.load()
+		if worst == nil || held > most || held == most && lastRead < since {
+			worst, most, since = st, held, lastRead
 		}
 	}
 	return worst
 }
 
-// consume accounts for n bytes that were read, and returns how much more the
-// peer may be granted now.
-func (t *table) consume(st *stream, n int, now int64) (grant uint32) {
+// ended counts the receiving direction as finished: the reader has seen the END.
+func (t *table) ended(st *stream) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := &st.recv
-	r.consumed += uint64(n)
-	r.lastRead = now
-	if st.life.released {
-		return 0
-	}
-	t.unread -= n
-	if r.fin || r.consumed+r.window <= r.granted || r.consumed+r.window-r.granted < r.window/2 {
-		return 0
-	}
-	// A stream whose buffer is nearly empty is read as fast as it comes: the window
-	// may be what holds it back. One whose buffer is nearly full gains nothing from it.
-	switch unread := uint64(r.unread()); {
-	case unread <= r.window/4:
-		t.resize(r, min(2*r.window, uint64(t.opt.Window)))
-	case unread > r.window/2:
-		t.resize(r, max(r.window/2, minWindow))
-	}
-	if r.consumed+r.window <= r.granted {
-		return 0
-	}
-	grant = uint32(r.consumed + r.window - r.granted)
-	r.granted += uint64(grant)
-	return grant
-}
-
-// resize changes a window. What is granted cannot be taken back, and readers may
-// all stall at once after a fast beginning: so together windows grow by half the
-// ceiling at most. The caller holds mu.
-func (t *table) resize(r *recvHalf, window uint64) {
-	more := beyond(window) - beyond(r.window)
-	if more > 0 && t.grown+more > t.opt.MemoryCeiling/2 {
-		return
-	}
-	t.grown += more
-	r.window = window
-}
-
-// fin notes the peer's END. It reports whether it is the first.
-func (t *table) fin(st *stream) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	first := !st.recv.fin
-	st.recv.fin = true
-	return first
-}
-
-// ended reports whether the peer's END follows what was read, and if so counts
-// the receiving direction as finished.
-func (t *table) ended(st *stream) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !st.recv.fin || st.recv.consumed != st.recv.received {
-		return false
-	}
 	st.life.endRead = true
 	t.releaseIfClean(st)
-	return true
 }
 
 // finished counts the sending direction as finished.
@@ -310,8 +214,7 @@ func (t *table) releaseIfClean(st *stream) {
 // release ends the counting of a stream. The caller holds mu.
 func (t *table) release(st *stream) {
 	st.life.released = true
-	t.unread -= st.recv.unread()
-	t.grown -= beyond(st.recv.window)
+	st.recv.drop()
 	if st.control {
 		t.controls--
 	}
@@ -336,6 +239,7 @@ func (t *table) abandon(st *stream) bool {
 		return false
 	}
 	t.dropped = append(t.dropped, st.id)
+	t.drops.Store(true)
 	return true
 }
 
@@ -353,6 +257,9 @@ func (t *table) reset(st *stream) {
 // takeDrops appends to b the RST frames that make the local yamux forget the
 // streams aborted here, as many as fit.
 func (t *table) takeDrops(b []byte) []byte {
+	if !t.drops.Load() {
+		return b
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for len(t.dropped) > 0 && cap(b)-len(b) >= headerLen {
@@ -371,6 +278,7 @@ func (t *table) takeDrops(b []byte) []byte {
 	}
 	if len(t.dropped) == 0 {
 		t.dropped = nil
+		t.drops.Store(false)
 	}
 	return b
 }
@@ -380,23 +288,6 @@ func (t *table) open() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.local + t.remote - t.controls
-}
-
-// idle returns the streams whose receive buffers are larger than they need to be
-// and were not read since the given time.
-func (t *table) idle(since int64) []*yamux.Stream {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var found []*yamux.Stream
-	for _, st := range t.streams {
-		if st.recv.peak > minWindow && st.recv.unread() == 0 && st.recv.lastRead < since {
-			st.recv.peak = 0
-			if ys := st.mux.Load(); ys != nil {
-				found = append(found, ys)
-			}
-		}
-	}
-	return found
 }
 
 // kill marks the session's end and returns the streams that were open.
@@ -424,11 +315,4 @@ func (t *table) setControl(st *stream) {
 	if !st.life.released {
 		t.controls = 1
 	}
-}
-
-// whole reports whether the peer's END was received.
-func (t *table) whole(st *stream) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return st.recv.fin
 }
