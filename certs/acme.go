@@ -62,7 +62,7 @@ type ACMEConfig struct {
 	// MaxSubdomains bounds the certificates below one wildcard (default 100).
 	MaxSubdomains int
 	// MaxSkew is how far this machine's clock may be from the CA's; beyond it nothing
-	// is ordered (default 10m).
+	// is ordered (default 2m).
 	MaxSkew time.Duration
 	// Limits are those of the CA (default: Let's Encrypt's published ones for its
 	// production directory, none for others).
@@ -138,7 +138,7 @@ func NewACME(cfg ACMEConfig, cache Cache, logger *slog.Logger) (*ACME, error) {
 	setDefault(&cfg.Spread, 2*time.Second)
 	setDefault(&cfg.Lease, 20*time.Second)
 	setDefault(&cfg.MaxSubdomains, 100)
-	setDefault(&cfg.MaxSkew, 10*time.Minute)
+	setDefault(&cfg.MaxSkew, 2*time.Minute)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}

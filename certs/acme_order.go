@@ -171,22 +171,7 @@ func (o *order) Put(ctx context.Context, key string, value []byte) error {
 	if !ok {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, cacheTimeout)
-	defer cancel()
-	err := o.m.cache.Put(ctx, kindToken, name, value)
-	if err == nil {
-		var back []byte
-		if back, err = o.m.cache.Get(ctx, kindToken, name); err == nil && !bytes.Equal(back, value) {
-			err = errors.New("the cache returned something else than was written")
-		}
-	}
-	if err == nil {
-		select {
-		case <-time.After(tokenSettles):
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
-	}
+	err := o.publish(ctx, name, value)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if err != nil {
@@ -196,6 +181,49 @@ func (o *order) Put(ctx context.Context, key string, value []byte) error {
 	o.m.tokens.Store(name, value)
 	o.published = true
 	return nil
+}
+
+// publish writes the answer to a challenge, reads it back and lets it settle. It
+// tries for as long as the lease lasts: the CA has taken the order already, so that
+// giving up would cost another.
+func (o *order) publish(ctx context.Context, name string, value []byte) error {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		err := o.write(ctx, name, value)
+		wait := tokenSettles
+		switch {
+		case errors.Is(err, ErrDamaged):
+			return err
+		case err != nil:
+			o.m.log.Warn("answer to the challenge cannot be published, trying again", "host", o.host.name, "err", err)
+			wait = pause
+		}
+		select {
+		case <-time.After(wait):
+		case <-o.lease.lost:
+			return errLeaseLost
+		case <-o.ctx.Done():
+			return o.ctx.Err()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err == nil {
+			return nil
+		}
+	}
+}
+
+// write writes the answer to a challenge and reads it back.
+func (o *order) write(ctx context.Context, name string, value []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, cacheTimeout)
+	defer cancel()
+	if err := o.m.cache.Put(ctx, kindToken, name, value); err != nil {
+		return err
+	}
+	back, err := o.m.cache.Get(ctx, kindToken, name)
+	if err == nil && !bytes.Equal(back, value) {
+		err = errors.New("the cache returned something else than was written")
+	}
+	return err
 }
 
 // Delete implements autocert.Cache.

@@ -62,7 +62,7 @@ that goes when it stops, unless --data-dir names one that stays.`,
 			if cfg.DataDir, err = os.MkdirTemp("", "wormhole-dev-"); err != nil {
 				return err
 			}
-			defer os.RemoveAll(cfg.DataDir) //nolint:errcheck // a leftover of a temporary folder is no failure
+			defer os.RemoveAll(cfg.DataDir) // a leftover of a temporary folder is no failure
 		}
 		if err := cfg.Load(cmd.Flags(), os.LookupEnv); err != nil {
 			return &configError{err}

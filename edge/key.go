@@ -2,12 +2,14 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"wormhole/edge/admin"
+	"wormhole/edge/authority"
 )
 
 func newKey() *cobra.Command {
@@ -22,23 +24,16 @@ func newKey() *cobra.Command {
 		Use:   "list",
 		Short: "List the signing keys",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return op.withTokens(cmd, func(t admin.Tokens) error {
-				keys, err := t.ListKeys(cmd.Context())
-				if err != nil {
-					return err
-				}
-				if op.json {
-					return printJSON(cmd.OutOrStdout(), keys)
-				}
-				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-				fmt.Fprintln(w, "ID\tACTIVE\tTOKENS\tCREATED")
-				for _, k := range keys {
-					fmt.Fprintf(w, "%s\t%t\t%d\t%s\n", k.ID, k.Active, k.Tokens, k.CreatedAt.Local().Format(time.DateTime))
-				}
-				return w.Flush()
-			})
-		},
+		RunE: asking(&op, func(cmd *cobra.Command, t admin.Tokens, _ []string) ([]authority.KeyInfo, error) {
+			return t.ListKeys(cmd.Context())
+		}, func(out io.Writer, keys []authority.KeyInfo) error {
+			w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+			fmt.Fprintln(w, "ID\tACTIVE\tTOKENS\tCREATED")
+			for _, k := range keys {
+				fmt.Fprintf(w, "%s\t%t\t%d\t%s\n", k.ID, k.Active, k.Tokens, k.CreatedAt.Local().Format(time.DateTime))
+			}
+			return w.Flush()
+		}),
 	}
 	op.register(list, true)
 	var rop operator
@@ -46,19 +41,12 @@ func newKey() *cobra.Command {
 		Use:   "rotate",
 		Short: "Sign new tokens with a new key; tokens of the older keys stay valid",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return rop.withTokens(cmd, func(t admin.Tokens) error {
-				k, err := t.Rotate(cmd.Context())
-				if err != nil {
-					return err
-				}
-				if rop.json {
-					return printJSON(cmd.OutOrStdout(), k)
-				}
-				fmt.Fprintln(cmd.OutOrStdout(), k.ID)
-				return nil
-			})
-		},
+		RunE: asking(&rop, func(cmd *cobra.Command, t admin.Tokens, _ []string) (authority.KeyInfo, error) {
+			return t.Rotate(cmd.Context())
+		}, func(out io.Writer, k authority.KeyInfo) error {
+			_, err := fmt.Fprintln(out, k.ID)
+			return err
+		}),
 	}
 	rop.register(rotate, true)
 	var dop operator
@@ -66,19 +54,12 @@ func newKey() *cobra.Command {
 		Use:   "remove ID",
 		Short: "Remove a key and with it every token that it signed",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return dop.withTokens(cmd, func(t admin.Tokens) error {
-				k, err := t.RemoveKey(cmd.Context(), args[0])
-				if err != nil {
-					return err
-				}
-				if dop.json {
-					return printJSON(cmd.OutOrStdout(), k)
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "removed %s and with it %d tokens\n", k.ID, k.Tokens)
-				return nil
-			})
-		},
+		RunE: asking(&dop, func(cmd *cobra.Command, t admin.Tokens, args []string) (authority.KeyInfo, error) {
+			return t.RemoveKey(cmd.Context(), args[0])
+		}, func(out io.Writer, k authority.KeyInfo) error {
+			_, err := fmt.Fprintf(out, "removed %s and with it %d tokens\n", k.ID, k.Tokens)
+			return err
+		}),
 	}
 	dop.register(remove, true)
 	cmd.AddCommand(list, rotate, remove)

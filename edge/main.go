@@ -19,6 +19,7 @@ import (
 
 	"wormhole/edge/config"
 	"wormhole/edge/node"
+	"wormhole/shared/cores"
 	"wormhole/shared/memory"
 )
 
@@ -94,15 +95,20 @@ the tunnels that wormhole agents keep open to it.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &configError{fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath())}
 	})
-	root.AddCommand(newServe(), newDev(), newToken(), newKey(), newSite(), newCert(), newStatus(), newCluster(), newDrain(), newVersion())
+	root.AddCommand(newServe(), newDev(), newToken(), newKey(), newSite(), newCert(), newUsage(), newStatus(), newCluster(), newBackup(), newRestore(), newDrain(), newVersion())
 	return root
 }
+
+// heapRoom is how much an edge may allocate between two visits of the collector,
+// however small its heap is: each visit costs as much as hundreds of requests.
+const heapRoom = 16 << 20
 
 // runNode runs n until ctx ends, and keeps the process as small as its work allows.
 func runNode(ctx context.Context, n *node.Node) error {
 	beside, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
-	running.Go(func() { memory.Run(beside) })
+	running.Go(func() { memory.Run(beside, heapRoom) })
+	running.Go(func() { cores.Run(beside) })
 	defer running.Wait()
 	defer stop()
 	return n.Run(ctx)

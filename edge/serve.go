@@ -2,6 +2,8 @@ package main
 
 import (
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -28,6 +30,7 @@ refused. If the new program does not come up, this one goes on.`,
 		Example: `  edge serve --hostname edge1.example.com --acme-email ops@example.com
   edge serve --hostname edge1.example.com --tls files --cert fullchain.pem --key key.pem
   edge serve --config /etc/wormhole/edge.yaml
+  edge serve --hostname fra.example.com --dns 203.0.113.2:53 --dns-zone edge.example.com --dns-address 203.0.113.2
   EDGE_HTTPS=:8443 EDGE_HTTP= edge serve --data-dir ./data`,
 		Args: cobra.NoArgs,
 	}
@@ -37,6 +40,9 @@ refused. If the new program does not come up, this one goes on.`,
 		if err := cfg.Load(cmd.Flags(), os.LookupEnv); err != nil {
 			return &configError{err}
 		}
+		// Whoever reads the log may go, and an edge must not go with it: a write then
+		// fails like any other.
+		signal.Ignore(syscall.SIGPIPE)
 		logger := newLogger(os.Stderr, &cfg)
 		inherited, err := handover.Inherited()
 		if err != nil {

@@ -105,6 +105,7 @@ func newSiteApply() *cobra.Command {
 		Long: `Put rules into force from a YAML or JSON file with one site a document. All are
 applied or, if one has a fault, none. Requests and streams that run are untouched.`,
 		Example: `  edge site apply -f site.yaml
+  printf 'host: db.example.com\ntcp: 5432\n' | edge site apply -f -
   printf 'host: app.example.com\nbackend_header: X-Internal-Service\n' | edge site apply -f -`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

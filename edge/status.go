@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"text/tabwriter"
@@ -39,10 +40,13 @@ func newStatus() *cobra.Command {
 				fmt.Fprintf(w, "region\t%s\n", s.Region)
 			}
 			fmt.Fprintf(w, "version\t%s\nup\t%s\n", s.Version, time.Since(s.Started).Round(time.Second))
-			for _, door := range []string{"https", "http", "admin"} {
+			for _, door := range []string{"https", "http", "dns", "admin"} {
 				if a := s.Addresses[door]; a != "" {
 					fmt.Fprintf(w, "%s\t%s\n", door, a)
 				}
+			}
+			for _, p := range s.RawTCP {
+				fmt.Fprintf(w, "tcp\t%s\t%s\t%s\n", p.Address, p.Host, cmp.Or(p.Error, fmt.Sprintf("%d open", p.Connections)))
 			}
 			fmt.Fprintf(w, "sites\t%d\nbackends\t%d\n", s.Sites, len(s.Backends))
 			if len(s.Backends) > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -56,6 +57,34 @@ func (o *operator) withTokens(cmd *cobra.Command, f func(admin.Tokens) error) er
 	}
 	defer done()
 	return f(t)
+}
+
+// asking makes a command that asks something and prints the answer, as JSON or as show
+// does.
+func asking[T any](op *operator, ask func(cmd *cobra.Command, t admin.Tokens, args []string) (T, error), show func(w io.Writer, answer T) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		return op.withTokens(cmd, func(t admin.Tokens) error {
+			answer, err := ask(cmd, t, args)
+			switch {
+			case err != nil:
+				return err
+			case op.json:
+				return printJSON(cmd.OutOrStdout(), answer)
+			}
+			return show(cmd.OutOrStdout(), answer)
+		})
+	}
+}
+
+// aboutToken asks about one token, which args name or which stands on standard input.
+func aboutToken[T any](ask func(t admin.Tokens, ctx context.Context, idOrToken string) (T, error)) func(*cobra.Command, admin.Tokens, []string) (T, error) {
+	return func(cmd *cobra.Command, t admin.Tokens, args []string) (answer T, err error) {
+		id, err := argOrStdin(cmd, args[0])
+		if err != nil {
+			return answer, err
+		}
+		return ask(t, cmd.Context(), id)
+	}
 }
 
 func newToken() *cobra.Command {
@@ -120,23 +149,16 @@ func newTokenList() *cobra.Command {
 		Use:   "list",
 		Short: "List the issued tokens",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return op.withTokens(cmd, func(t admin.Tokens) error {
-				list, err := t.List(cmd.Context())
-				if err != nil {
-					return err
-				}
-				if op.json {
-					return printJSON(cmd.OutOrStdout(), list)
-				}
-				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-				fmt.Fprintln(w, "ID\tNAME\tSTATUS\tHOSTS\tEXPIRES")
-				for _, i := range list {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", i.ID, i.Name, i.Status, joinShort(i.Hosts), i.ExpiresAt.Local().Format(time.DateTime))
-				}
-				return w.Flush()
-			})
-		},
+		RunE: asking(&op, func(cmd *cobra.Command, t admin.Tokens, _ []string) ([]authority.TokenInfo, error) {
+			return t.List(cmd.Context())
+		}, func(out io.Writer, list []authority.TokenInfo) error {
+			w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+			fmt.Fprintln(w, "ID\tNAME\tSTATUS\tHOSTS\tEXPIRES")
+			for _, i := range list {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", i.ID, i.Name, i.Status, joinShort(i.Hosts), i.ExpiresAt.Local().Format(time.DateTime))
+			}
+			return w.Flush()
+		}),
 	}
 	op.register(cmd, true)
 	return cmd
@@ -150,22 +172,7 @@ func newTokenInspect() *cobra.Command {
 		Long:    "Show what a token may do and what it is worth now. With - the token is read from\nstandard input, so that it appears neither in the history nor in the process list.",
 		Example: "  edge token inspect - < app.token\n  edge token inspect 3f7c --json",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := argOrStdin(cmd, args[0])
-			if err != nil {
-				return err
-			}
-			return op.withTokens(cmd, func(t admin.Tokens) error {
-				i, err := t.Inspect(cmd.Context(), id)
-				if err != nil {
-					return err
-				}
-				if op.json {
-					return printJSON(cmd.OutOrStdout(), i)
-				}
-				return printToken(cmd, i)
-			})
-		},
+		RunE:    asking(&op, aboutToken(admin.Tokens.Inspect), printToken),
 	}
 	op.register(cmd, true)
 	return cmd
@@ -178,30 +185,17 @@ func newTokenRevoke() *cobra.Command {
 		Short:   "Take a token back; its live tunnels are closed within two seconds",
 		Example: "  edge token revoke 3f7c\n  edge token revoke - < app.token",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := argOrStdin(cmd, args[0])
-			if err != nil {
-				return err
-			}
-			return op.withTokens(cmd, func(t admin.Tokens) error {
-				i, err := t.Revoke(cmd.Context(), id)
-				if err != nil {
-					return err
-				}
-				if op.json {
-					return printJSON(cmd.OutOrStdout(), i)
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "revoked %s %s\n", i.ID, i.Name)
-				return nil
-			})
-		},
+		RunE: asking(&op, aboutToken(admin.Tokens.Revoke), func(out io.Writer, i authority.TokenInfo) error {
+			_, err := fmt.Fprintf(out, "revoked %s %s\n", i.ID, i.Name)
+			return err
+		}),
 	}
 	op.register(cmd, true)
 	return cmd
 }
 
-func printToken(cmd *cobra.Command, i authority.Inspection) error {
-	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+func printToken(out io.Writer, i authority.Inspection) error {
+	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	row := func(name, value string) {
 		if value != "" {
 			fmt.Fprintf(w, "%s\t%s\n", name, value)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/net/http/httpproxy"
 
 	"wormhole/shared/hostname"
+	"wormhole/shared/tunnel/tlsmux"
 	"wormhole/wormhole/agent"
 	"wormhole/wormhole/forward"
 )
@@ -32,6 +33,9 @@ type config struct {
 	rootCAs   *x509.CertPool
 	transport agent.Transport
 
+	connections int
+	congestion  string
+
 	readyPath       string
 	healthInterval  time.Duration
 	healthTimeout   time.Duration
@@ -41,6 +45,7 @@ type config struct {
 	maxStreams      int
 	edgesMin        int
 	edgesMax        int
+	edgeRegion      string
 
 	name    string
 	tags    map[string]string
@@ -129,6 +134,16 @@ func settings() []setting {
 			},
 		},
 		{
+			flag: "connections", env: []string{"WORMHOLE_CONNECTIONS"}, arg: "N", def: "4",
+			usage: "most TCP connections of one tunnel; more than one are opened only while bulk would delay short requests",
+			set:   func(c *config, s string) (err error) { c.connections, err = parseCount(s, 16); return err },
+		},
+		{
+			flag: "congestion", env: []string{"WORMHOLE_CONGESTION"}, arg: "NAME", def: "bbr",
+			usage: "TCP congestion control for tunnels, where the system offers it; system leaves what the system has",
+			set:   func(c *config, s string) error { c.congestion = s; return tlsmux.CheckCongestion(s) },
+		},
+		{
 			flag: "ready-path", env: []string{"WORMHOLE_READY_PATH"}, arg: "PATH", shown: "accepting a connection is enough",
 			usage: "the app is ready when a GET of this path answers 2xx",
 			set:   func(c *config, s string) error { c.readyPath = s; return checkPath(s) },
@@ -152,7 +167,7 @@ func settings() []setting {
 		{
 			flag: "health-threshold", env: []string{"WORMHOLE_HEALTH_THRESHOLD"}, arg: "N", def: "3",
 			usage: "checks that fail in a row before a ready app counts as not ready",
-			set:   func(c *config, s string) (err error) { c.healthThreshold, err = parseInt(s, 1, 1000); return err },
+			set:   func(c *config, s string) (err error) { c.healthThreshold, err = parseCount(s, 1000); return err },
 		},
 		{
 			flag: "start-timeout", env: []string{"WORMHOLE_START_TIMEOUT"}, arg: "TIME", def: "0s", shown: "0s: for ever, with a warning every minute",
@@ -167,17 +182,22 @@ func settings() []setting {
 		{
 			flag: "max-streams", env: []string{"WORMHOLE_MAX_STREAMS"}, arg: "N", def: "10000",
 			usage: "most connections to the app at once; more are refused and go elsewhere",
-			set:   func(c *config, s string) (err error) { c.maxStreams, err = parseInt(s, 1, 1_000_000); return err },
+			set:   func(c *config, s string) (err error) { c.maxStreams, err = parseCount(s, 1_000_000); return err },
 		},
 		{
 			flag: "edges-min", env: []string{"WORMHOLE_EDGES_MIN"}, arg: "N", def: "2",
-			usage: "fewer tunnels than this are logged, if there are so many edges",
-			set:   func(c *config, s string) (err error) { c.edgesMin, err = parseInt(s, 1, 64); return err },
+			usage: "edges of a network to hold tunnels to, the nearest, in different regions if there are several",
+			set:   func(c *config, s string) (err error) { c.edgesMin, err = parseCount(s, 64); return err },
 		},
 		{
 			flag: "edges-max", env: []string{"WORMHOLE_EDGES_MAX"}, arg: "N", def: "8",
-			usage: "most edges to hold tunnels to, those that edges tell of included",
-			set:   func(c *config, s string) (err error) { c.edgesMax, err = parseInt(s, 1, 64); return err },
+			usage: "most edges to hold tunnels to; beyond edges-min those that are as near as the nearest",
+			set:   func(c *config, s string) (err error) { c.edgesMax, err = parseCount(s, 64); return err },
+		},
+		{
+			flag: "edge-region", env: []string{"WORMHOLE_EDGE_REGION"}, arg: "REGION", shown: "the nearest, by measured round trips",
+			usage: "prefer the edges of this region, however near others are",
+			set:   func(c *config, s string) error { c.edgeRegion = s; return checkText(s, 64) },
 		},
 		{
 			flag: "name", env: []string{"WORMHOLE_NAME"}, arg: "NAME", shown: "the machine's host name",
@@ -489,10 +509,10 @@ func parsePort(s string) (int, error) {
 	return int(n), nil
 }
 
-func parseInt(s string, least, most int) (int, error) {
+func parseCount(s string, most int) (int, error) {
 	n, err := strconv.Atoi(s)
-	if err != nil || n < least || n > most {
-		return 0, fmt.Errorf("is not a number between %d and %d", least, most)
+	if err != nil || n < 1 || n > most {
+		return 0, fmt.Errorf("is not a number between 1 and %d", most)
 	}
 	return n, nil
 }

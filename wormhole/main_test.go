@@ -329,7 +329,7 @@ func launch(t *testing.T, e *edge, env []string, what, arg string, flags ...stri
 	}
 	go func() { // ends with the process, which the cleanup makes sure of
 		defer close(w.done)
-		_ = w.Cmd.Wait()
+		_ = w.Wait()
 	}()
 	t.Cleanup(func() {
 		// Twice: at once, the app included.

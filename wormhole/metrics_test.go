@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -152,7 +153,7 @@ func TestMetricsDoorIsBounded(t *testing.T) {
 		// One too many is closed at once; the silent ones when their time is over.
 		started := time.Now()
 		last := clients[metricsConnections]
-		if _, err := last.Read(make([]byte, 1)); err != io.EOF || time.Since(started) != 0 {
+		if _, err := last.Read(make([]byte, 1)); !errors.Is(err, io.EOF) || time.Since(started) != 0 {
 			t.Errorf("the connection beyond the bound: %v after %v", err, time.Since(started))
 		}
 		if _, err := io.ReadAll(clients[0]); err != nil || time.Since(started) != metricsTimeout {

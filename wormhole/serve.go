@@ -8,11 +8,13 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"wormhole/shared/cores"
 	"wormhole/shared/memory"
 	"wormhole/shared/notify"
 	"wormhole/shared/token"
@@ -65,6 +67,9 @@ func serve(cfg *config, logger *slog.Logger) int {
 		HealthTimeout:   cfg.healthTimeout,
 		HealthThreshold: cfg.healthThreshold,
 	})
+	if cfg.rootCAs == nil || cfg.proxy != nil || strings.HasPrefix(cfg.endpoint.String(), "https") {
+		provideRoots()
+	}
 	var err error
 	s.agent, err = agent.New(agent.Config{
 		Edges:              cfg.edges,
@@ -79,9 +84,12 @@ func serve(cfg *config, logger *slog.Logger) int {
 		AppProtocol:        cfg.endpoint.AppProtocol(),
 		RootCAs:            cfg.rootCAs,
 		Transport:          cfg.transport,
+		Connections:        cfg.connections,
+		Congestion:         cfg.congestion,
 		Proxy:              cfg.proxy,
 		EdgesMin:           cfg.edgesMin,
 		EdgesMax:           cfg.edgesMax,
+		Region:             cfg.edgeRegion,
 		StopWhenRefused:    len(cfg.command) == 0,
 	}, s.forward, logger)
 	if err != nil {
@@ -255,7 +263,8 @@ func (s *service) start() context.Context {
 		}
 	})
 	s.background.Go(func() { s.forward.Watch(ctx, s.readiness) })
-	s.background.Go(func() { memory.Run(ctx) })
+	s.background.Go(func() { memory.Run(ctx, 0) })
+	s.background.Go(func() { cores.Run(ctx) })
 	if s.cfg.tokenFile != "" {
 		s.background.Go(func() { watchToken(ctx, s.cfg.tokenFile, s.cfg.token, s.replaceToken, s.logger) })
 	}

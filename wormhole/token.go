@@ -48,7 +48,8 @@ func checkToken(raw string, now time.Time) error {
 		return err
 	}
 	if !t.ExpiresAt.IsZero() && now.After(t.ExpiresAt.Add(time.Minute)) {
-		return fmt.Errorf("%w on %s", errExpired, t.ExpiresAt.UTC().Format(time.RFC3339))
+		return fmt.Errorf("%w on %s, and by this machine's clock it is %s: issue a new token, unless the clock is wrong",
+			errExpired, t.ExpiresAt.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

@@ -22,10 +22,11 @@ type Node interface {
 	Ready() error
 	// Drain begins to take the edge out of service, as SIGTERM does.
 	Drain()
-	// Sites lists the sites; ApplySite and DeleteSite change them durably.
+	// Sites lists the sites; ApplySites and DeleteSite change them durably. ApplySites
+	// applies all or, if one has a fault, none.
 	Sites() []Site
 	SiteSpec(host string) (site.Spec, bool)
-	ApplySite(ctx context.Context, spec site.Spec) error
+	ApplySites(ctx context.Context, specs []site.Spec) error
 	DeleteSite(ctx context.Context, host string) (bool, error)
 	// Certificates lists those of files and of the CA; RetryCertificate forgets what
 	// went wrong for a host and has it ordered for anew.
@@ -71,6 +72,12 @@ func API(guard *Guard, node Node, tokens Tokens, metrics, page http.Handler) htt
 
 	if c, ok := node.(Clustered); ok {
 		clusterCalls(call, c)
+	}
+	if m, ok := node.(Metered); ok {
+		usageCalls(call, m)
+	}
+	if b, ok := node.(BackedUp); ok {
+		mux.Handle("GET /v1/backup", guard.protect(serveBackup(b)))
 	}
 
 	call("GET /v1/tokens", func(r *http.Request) (any, error) { return a.tokens.List(r.Context()) })
@@ -157,10 +164,8 @@ func (a *api) applySites(r *http.Request) (any, error) {
 		return nil, &Error{Status: http.StatusUnprocessableEntity, Code: "bad_site", Message: err.Error()}
 	}
 	if r.URL.Query().Get("dry_run") == "" {
-		for _, spec := range specs {
-			if err := a.node.ApplySite(r.Context(), spec); err != nil {
-				return nil, err
-			}
+		if err := a.node.ApplySites(r.Context(), specs); err != nil {
+			return nil, err
 		}
 	}
 	return specs, nil

@@ -50,6 +50,13 @@ func Connect(dataDir, addr string) (*Client, error) {
 	}, nil
 }
 
+// Patient is the client for a call that may take as long as d.
+func (c *Client) Patient(d time.Duration) *Client {
+	patient := *c
+	patient.http = &http.Client{Timeout: d, Transport: c.http.Transport}
+	return &patient
+}
+
 // Call sends in as JSON (nil for none) and reads the answer into out (nil to drop
 // it). An answer that is not a success is an *Error; an edge that is gone is
 // ErrNotRunning.
@@ -66,6 +73,16 @@ func (c *Client) Call(ctx context.Context, method, path string, in, out any) err
 
 // Send is Call with a body of any type; an empty contentType means no body.
 func (c *Client) Send(ctx context.Context, method, path, contentType string, body io.Reader, out any) error {
+	return c.receive(ctx, method, path, contentType, body, func(answer io.Reader) error {
+		if out == nil {
+			return nil
+		}
+		return json.NewDecoder(answer).Decode(out)
+	})
+}
+
+// receive is Send for answers of any kind.
+func (c *Client) receive(ctx context.Context, method, path, contentType string, body io.Reader, read func(io.Reader) error) error {
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
 		return err
@@ -90,8 +107,5 @@ func (c *Client) Send(ctx context.Context, method, path, contentType string, bod
 		wrapped.Error.Status = resp.StatusCode
 		return wrapped.Error
 	}
-	if out == nil {
-		return nil
-	}
-	return json.NewDecoder(resp.Body).Decode(out)
+	return read(resp.Body)
 }

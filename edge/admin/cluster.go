@@ -16,6 +16,23 @@ type Clustered interface {
 	JoinToken(ttl time.Duration) (raw string, expires time.Time, err error)
 	// LeaveCluster makes an edge a member no more; this one if node is empty.
 	LeaveCluster(ctx context.Context, node string) error
+	// PromoteCluster moves the network's store to three edges: the one that holds it,
+	// and those that are named by node, region or address.
+	PromoteCluster(ctx context.Context, edges []string) (*cluster.Promotion, error)
+	// ReplaceInCluster has another edge hold the network's store in place of one of the
+	// three that do; both are named as for PromoteCluster.
+	ReplaceInCluster(ctx context.Context, lost, come string) (*cluster.Replacement, error)
+}
+
+// PromoteRequest asks to move the store.
+type PromoteRequest struct {
+	Edges []string `json:"edges"`
+}
+
+// ReplaceRequest asks to have New hold the store in place of Lost.
+type ReplaceRequest struct {
+	Lost string `json:"lost"`
+	New  string `json:"new"`
 }
 
 // JoinTokenRequest asks for a join token; TTL in JSON is nanoseconds, 0 the default.
@@ -52,5 +69,20 @@ func clusterCalls(call func(pattern string, f func(*http.Request) (any, error)),
 			return nil, err
 		}
 		return struct{}{}, c.LeaveCluster(r.Context(), body.ID)
+	})
+	call("POST /v1/cluster/promote", func(r *http.Request) (any, error) {
+		var body PromoteRequest
+		if err := readJSON(r, &body); err != nil {
+			return nil, err
+		}
+		// It goes on if the operator goes: half of it is of no use.
+		return c.PromoteCluster(context.WithoutCancel(r.Context()), body.Edges)
+	})
+	call("POST /v1/cluster/replace", func(r *http.Request) (any, error) {
+		var body ReplaceRequest
+		if err := readJSON(r, &body); err != nil {
+			return nil, err
+		}
+		return c.ReplaceInCluster(r.Context(), body.Lost, body.New)
 	})
 }

@@ -19,7 +19,16 @@ type Status struct {
 	CA        string            `json:"ca_file,omitempty"` // PEM of the internal authority
 	Sites     int               `json:"sites"`
 	Cluster   *cluster.Status   `json:"cluster,omitempty"` // nil for an edge that runs alone
+	RawTCP    []RawTCP          `json:"raw_tcp,omitempty"`
 	Backends  []Backend         `json:"backends"`
+}
+
+// RawTCP is a port of the edge that belongs to one site.
+type RawTCP struct {
+	Host        string `json:"host"`
+	Address     string `json:"address"` // where it listens, or should
+	Connections int64  `json:"connections"`
+	Error       string `json:"error,omitempty"` // why it does not listen
 }
 
 // Backend is one live tunnel and the app behind it.
@@ -30,6 +39,7 @@ type Backend struct {
 	State    string            `json:"state"` // "ready", "not_ready", "suspect", "ejected", "draining"
 	InFlight int64             `json:"in_flight"`
 	Streams  int               `json:"streams"`
+	Kinds    []string          `json:"kinds,omitempty"` // what its token lets it take: http, tcp
 	Carrier  string            `json:"carrier"`
 	Remote   string            `json:"remote"`
 	TokenID  string            `json:"token_id"`

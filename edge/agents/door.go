@@ -6,10 +6,12 @@ package agents
 import (
 	"context"
 	crand "crypto/rand"
+	"crypto/subtle"
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -37,9 +39,14 @@ type Config struct {
 	// MaxTunnels is the most tunnels one token may hold on this edge when the token
 	// does not say; default 1000.
 	MaxTunnels int
-	// MaxStreams is the most open streams of one tunnel when the token does not
-	// say; default 2048.
+	// MaxStreams is the most open streams of one tunnel, on all its connections; a
+	// token may say less. Default 2048.
 	MaxStreams int
+	// Connections is how many connections a tunnel over TLS may have. An agent opens
+	// more than one only while bulk would delay short requests; default 4.
+	Connections int
+	// Congestion is TCP's congestion control for tunnels; see tlsmux.Options.
+	Congestion string
 	// HellosPerSecond admits that many hellos a second and turns the others away
 	// with a time to come back, so that a storm of agents does not starve visitors;
 	// default 200.
@@ -50,19 +57,46 @@ type Config struct {
 	DeadAfter time.Duration
 	// StreamTimeout bounds opening a stream until the agent's answer; default 5 s.
 	StreamTimeout time.Duration
+	// Full reports whether the edge has no memory for another agent; nil is never.
+	Full func() bool
+	// SessionMemory bounds what the first connection of a tunnel may hold for bytes
+	// that visitors do not read; each further one may hold a quarter of it. With less
+	// than the default, SessionMemory, there are no further ones.
+	SessionMemory int
 	// Upstream configures the kept streams of every tunnel.
 	Upstream upstream.Config
 }
 
+// How a storm of agents is let in: HellosPerSecond is the default of
+// Config.HellosPerSecond, and those turned away are told to come back after a time
+// between BusyLeast and BusyMost.
+const (
+	HellosPerSecond = 200
+	BusyLeast       = 500 * time.Millisecond
+	BusyMost        = 5 * time.Second
+)
+
+// SessionMemory is the default of Config.SessionMemory, in bytes.
+const SessionMemory = 96 << 20
+
 func (c Config) withDefaults() Config {
+	if c.SessionMemory == 0 {
+		c.SessionMemory = SessionMemory
+	}
 	if c.MaxTunnels == 0 {
 		c.MaxTunnels = 1000
 	}
 	if c.MaxStreams == 0 {
 		c.MaxStreams = 2048
 	}
+	if c.Connections == 0 {
+		c.Connections = 4
+	}
+	if c.SessionMemory < SessionMemory {
+		c.Connections = 1
+	}
 	if c.HellosPerSecond == 0 {
-		c.HellosPerSecond = 200
+		c.HellosPerSecond = HellosPerSecond
 	}
 	if c.SuspectAfter == 0 {
 		c.SuspectAfter = 3 * protocol.BeatInterval
@@ -97,7 +131,7 @@ type Door struct {
 	logger *slog.Logger
 	hellos *rate.Limiter
 
-	wg sync.WaitGroup // one for every tunnel being served
+	wg sync.WaitGroup // one for every connection being served
 
 	mu       sync.Mutex // guards what follows
 	tunnels  map[string]*Tunnel
@@ -142,10 +176,12 @@ func (d *Door) Run(ctx context.Context) error {
 }
 
 // ServeTLS speaks to the agent on conn, whose handshake is done, until the
-// tunnel ends, and closes conn.
+// tunnel ends, and closes conn. A connection that joins a tunnel may end before it.
 func (d *Door) ServeTLS(ctx context.Context, conn *tls.Conn) {
 	d.serve(ctx, conn.RemoteAddr(), tunnel.TLS, func(admit tunnel.Admit, maxStreams int) (tunnel.Session, error) {
-		s, _, _, err := tlsmux.Accept(ctx, conn, admit, tlsmux.Options{MaxStreams: maxStreams, RefuseStreams: true})
+		s, _, _, err := tlsmux.Accept(ctx, conn, admit, tlsmux.Options{
+			MaxStreams: maxStreams, RefuseStreams: true, MemoryCeiling: d.cfg.SessionMemory, Congestion: d.cfg.Congestion,
+		})
 		return s, err
 	})
 }
@@ -175,18 +211,34 @@ func (d *Door) serve(ctx context.Context, remote net.Addr, carrier tunnel.Carrie
 	admitting.Go(func() {
 		session, err = accept(func(_ context.Context, hello *protocol.Hello, _ net.Addr) (*protocol.Welcome, error) {
 			var err error
-			if adm, err = d.admit(hello); err != nil {
+			if hello.Tunnel != "" {
+				adm, err = d.admitJoining(hello, carrier)
+			} else {
+				adm, err = d.admit(hello)
+			}
+			if err != nil {
 				return nil, err
+			}
+			if carrier == tunnel.TLS && adm.joins == nil {
+				adm.welcome.Connections = d.cfg.Connections
 			}
 			return adm.welcome, nil
 		}, d.cfg.MaxStreams)
 	})
 	admitting.Wait()
 	if err != nil {
-		if adm != nil {
+		switch {
+		case adm == nil:
+		case adm.joins != nil:
+			adm.joins.giveUpPlace()
+		default:
 			d.release(adm.claims.ID)
 		}
 		d.noteRefusal(remote, err)
+		return
+	}
+	if adm.joins != nil {
+		adm.joins.serveJoined(session)
 		return
 	}
 	t := newTunnel(d, session, adm, carrier)
@@ -200,30 +252,31 @@ func (d *Door) serve(ctx context.Context, remote net.Addr, carrier tunnel.Carrie
 	t.serve(ctx)
 }
 
-// admission is a hello that was accepted and counted against its token.
+// admission is a hello that was accepted and counted against its token, or, if it
+// joins a tunnel, against that.
 type admission struct {
 	hello   *protocol.Hello
 	claims  *token.Claims
 	hosts   []string // canonical patterns to serve
 	welcome *protocol.Welcome
+	joins   *Tunnel // nil for a new tunnel; else the rest but welcome is not set
 }
 
-// admit decides on a hello. On success one tunnel is counted for the token, to be
-// given back by release.
-func (d *Door) admit(hello *protocol.Hello) (*admission, error) {
+// let decides whether a hello is looked at now, and verifies its token.
+func (d *Door) let(hello *protocol.Hello) (*token.Claims, error) {
 	d.mu.Lock()
-	draining, edges := d.draining, d.edges
+	draining := d.draining
 	d.mu.Unlock()
 	if draining {
 		return nil, &protocol.Reject{Code: protocol.CodeDraining, Reason: "this edge is stopping; use another", RetryAfterMillis: 1000}
 	}
+	if d.cfg.Full != nil && d.cfg.Full() {
+		return nil, &protocol.Reject{Code: protocol.CodeBusy, Reason: "this edge has no memory left", RetryAfterMillis: 1000 + rand.Int64N(4000)}
+	}
 	if !d.hellos.Allow() {
 		// Spread the return over what the storm needs, at random, so that those turned
 		// away do not come back together.
-		return nil, &protocol.Reject{Code: protocol.CodeBusy, Reason: "too many agents are connecting", RetryAfterMillis: 500 + rand.Int64N(4500)}
-	}
-	if hello.Tunnel != "" {
-		return nil, &protocol.Reject{Code: protocol.CodeBadHello, Reason: "this edge takes one connection a tunnel"}
+		return nil, &protocol.Reject{Code: protocol.CodeBusy, Reason: "too many agents are connecting", RetryAfterMillis: (BusyLeast + rand.N(BusyMost-BusyLeast)).Milliseconds()}
 	}
 	if len(hello.Instance) != 32 {
 		return nil, &protocol.Reject{Code: protocol.CodeBadHello, Reason: "instance must be 32 hexadecimal digits"}
@@ -231,6 +284,16 @@ func (d *Door) admit(hello *protocol.Hello) (*admission, error) {
 	claims, err := d.tokens.Verify(hello.Token)
 	if err != nil {
 		return nil, asReject(err)
+	}
+	return claims, nil
+}
+
+// admit decides on the hello of a new tunnel. On success one tunnel is counted for
+// the token, to be given back by release.
+func (d *Door) admit(hello *protocol.Hello) (*admission, error) {
+	claims, err := d.let(hello)
+	if err != nil {
+		return nil, err
 	}
 	hosts, err := hostsToServe(hello.Hosts, claims)
 	if err != nil {
@@ -244,6 +307,9 @@ func (d *Door) admit(hello *protocol.Hello) (*admission, error) {
 	if err := d.reserve(claims); err != nil {
 		return nil, err
 	}
+	d.mu.Lock()
+	edges := d.edges
+	d.mu.Unlock()
 	return &admission{
 		hello: hello, claims: claims, hosts: hosts,
 		welcome: &protocol.Welcome{
@@ -253,9 +319,46 @@ func (d *Door) admit(hello *protocol.Hello) (*admission, error) {
 			Hosts:      hosts,
 			Edges:      edges,
 			Version:    d.cfg.Version,
-			MaxStreams: d.cfg.MaxStreams,
+			MaxStreams: d.mostStreams(claims),
 		},
 	}, nil
+}
+
+// admitJoining decides on the hello of a connection that is to join a tunnel. On
+// success it has a place there, to be given back by giveUpPlace. What a tunnel is
+// called is no secret: only the agent process that opened it knows its instance, and
+// the token must be the one in force. Who has not both learns nothing of the tunnel.
+func (d *Door) admitJoining(hello *protocol.Hello, carrier tunnel.Carrier) (*admission, error) {
+	claims, err := d.let(hello)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	t := d.tunnels[hello.Tunnel]
+	d.mu.Unlock()
+	if t == nil || carrier != tunnel.TLS || t.session.Carrier() != tunnel.TLS ||
+		t.tokenID() != claims.ID || subtle.ConstantTimeCompare([]byte(t.hello.Instance), []byte(hello.Instance)) != 1 {
+		return nil, noTunnel()
+	}
+	if err := t.takePlace(); err != nil {
+		return nil, err
+	}
+	return &admission{
+		joins:   t,
+		welcome: &protocol.Welcome{Tunnel: t.id, Node: d.cfg.Node, Region: d.cfg.Region, Hosts: t.hosts, Version: d.cfg.Version},
+	}, nil
+}
+
+// mostStreams is how many streams a tunnel with this token may have open.
+func (d *Door) mostStreams(claims *token.Claims) int {
+	if limit := claims.Limits.MaxStreams; limit > 0 {
+		return min(limit, d.cfg.MaxStreams)
+	}
+	return d.cfg.MaxStreams
+}
+
+func noTunnel() *protocol.Reject {
+	return &protocol.Reject{Code: protocol.CodeNoTunnel, Reason: "no tunnel of this agent that a connection could join", RetryAfterMillis: 5000}
 }
 
 // hostsToServe is asked within what the token grants; asking for nothing means
@@ -425,6 +528,9 @@ func (d *Door) Close() error {
 func (d *Door) noteRefusal(remote net.Addr, err error) {
 	var reject *protocol.Reject
 	if !errors.As(err, &reject) {
+		if errors.Is(err, io.EOF) {
+			return // an agent that measured how far it is, and hung up without a word
+		}
 		d.logger.Debug("agent connection ended before its hello", "remote", remote.String(), "err", err)
 		reject = &protocol.Reject{Code: protocol.CodeBadHello}
 	} else {

@@ -23,10 +23,13 @@ import (
 )
 
 // fickle verifies every token, and may then find it revoked.
-type fickle struct{ revoked atomic.Bool }
+type fickle struct {
+	revoked atomic.Bool
+	limits  token.Limits
+}
 
 func (f *fickle) Verify(raw string) (*token.Claims, error) {
-	return &token.Claims{ID: raw, Hosts: []string{"app.example.com"}, ExpiresAt: time.Now().Add(time.Hour)}, nil
+	return &token.Claims{ID: raw, Hosts: []string{"app.example.com"}, Limits: f.limits, ExpiresAt: time.Now().Add(time.Hour)}, nil
 }
 
 func (f *fickle) Check(*token.Claims) error {

@@ -3,6 +3,7 @@ package agents
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -15,12 +16,12 @@ import (
 	"wormhole/shared/tunnel"
 )
 
-// Tunnel is one admitted agent: its session, its backend, and the control
+// Tunnel is one admitted agent: its connections, its backend, and the control
 // conversation. All methods may be called concurrently.
 type Tunnel struct {
 	id      string
 	door    *Door
-	session tunnel.Session
+	session tunnel.Session // of the first connection, whose end is the tunnel's
 	hello   *protocol.Hello
 	hosts   []string
 	backend *balance.Backend
@@ -28,29 +29,27 @@ type Tunnel struct {
 	logger  *slog.Logger
 
 	claims   atomic.Pointer[token.Claims]
-	lastBeat atomic.Int64 // unix nanoseconds of the last sign of life on the control stream
 	expelled atomic.Bool
+	carriers atomic.Pointer[[]*carrier] // the first connection and those that joined; written with mu held
+	streams  atomic.Int64               // open, on all connections
 
-	sendMu sync.Mutex // one control message at a time
-
-	mu      sync.Mutex // guards what follows
-	streams map[uint64]*Stream
-	detach  []func() // undo of the registrations; nil once undone
-	gone    bool     // registrations were undone for good
+	mu     sync.Mutex // guards what follows
+	places int        // connections that joined or are about to
+	detach []func()   // undo of the registrations; nil once undone
+	gone   bool       // registrations were undone for good
 }
 
-func newTunnel(d *Door, session tunnel.Session, adm *admission, carrier tunnel.Carrier) *Tunnel {
+func newTunnel(d *Door, session tunnel.Session, adm *admission, carrierName tunnel.Carrier) *Tunnel {
 	t := &Tunnel{
 		id:      adm.welcome.Tunnel,
 		door:    d,
 		session: session,
 		hello:   adm.hello,
 		hosts:   adm.hosts,
-		streams: map[uint64]*Stream{},
 	}
 	t.hello.Token = "" // was verified, and is a good part of what an idle tunnel holds
 	t.claims.Store(adm.claims)
-	t.lastBeat.Store(time.Now().UnixNano())
+	t.carriers.Store(&[]*carrier{newCarrier(t, session)})
 
 	name := adm.hello.Name
 	if name == "" {
@@ -82,8 +81,9 @@ func newTunnel(d *Door, session tunnel.Session, adm *admission, carrier tunnel.C
 		Version:     adm.hello.Version,
 		Release:     adm.hello.Release,
 		Branch:      adm.hello.Branch,
+		Kinds:       adm.claims.Kinds,
 		AppProtocol: appProtocol,
-		Carrier:     string(carrier),
+		Carrier:     string(carrierName),
 		Tags:        tags,
 		Since:       time.Now(),
 	}, t.pool)
@@ -97,11 +97,20 @@ func (t *Tunnel) Backend() *balance.Backend { return t.backend }
 // Hosts are the canonical patterns it serves.
 func (t *Tunnel) Hosts() []string { return t.hosts }
 
-// LastBeat is when the agent last gave a sign of life.
-func (t *Tunnel) LastBeat() time.Time { return time.Unix(0, t.lastBeat.Load()) }
+// LastBeat is when the agent last gave a sign of life on the first connection.
+func (t *Tunnel) LastBeat() time.Time { return t.first().heard() }
 
 // Streams counts the streams open now.
-func (t *Tunnel) Streams() int { return t.session.Streams() }
+func (t *Tunnel) Streams() int {
+	n := 0
+	for _, c := range *t.carriers.Load() {
+		n += c.session.Streams()
+	}
+	return n
+}
+
+// Connections counts the connections open now; at least one.
+func (t *Tunnel) Connections() int { return len(*t.carriers.Load()) }
 
 func (t *Tunnel) tokenID() string { return t.claims.Load().ID }
 
@@ -118,13 +127,15 @@ func (t *Tunnel) serve(ctx context.Context) {
 		refusing.Go(t.refuseStreams)
 	}
 
-	err := t.converse()
-	t.leave()
-	_ = t.session.Close()
+	err := t.first().converse(t.handle)
+	t.leave() // no connection joins any more
+	for _, c := range *t.carriers.Load() {
+		_ = c.session.Close()
+	}
 	refusing.Wait()
 	_ = t.pool.Close()
-	if sessionErr := t.session.Err(); err == nil || errors.Is(err, tunnel.ErrAborted) {
-		err = sessionErr
+	if errors.Is(err, tunnel.ErrAborted) {
+		err = t.session.Err()
 	}
 	t.logger.Info("agent disconnected", "err", err, "duration", time.Since(t.backend.Info().Since))
 }
@@ -166,27 +177,11 @@ func (t *Tunnel) leave() {
 	}
 }
 
-// converse reads control messages until the stream ends.
-func (t *Tunnel) converse() error {
-	control := t.session.Control()
-	for {
-		typ, payload, err := protocol.ReadMessage(control, protocol.MaxMessage)
-		if err != nil {
-			return err
-		}
-		t.lastBeat.Store(time.Now().UnixNano())
-		if err := t.handle(typ, payload); err != nil {
-			t.logger.Warn("bad control message from agent", "err", err)
-			return err
-		}
-	}
-}
-
 func (t *Tunnel) handle(typ protocol.Type, payload []byte) error {
 	switch typ {
 	case protocol.TypeBeat:
 		if len(payload) != 8 {
-			return errors.New("beat of wrong length")
+			return errBeat
 		}
 		t.backend.SetSuspect(false)
 		t.send(protocol.TypeBeatAck, payload)
@@ -206,7 +201,10 @@ func (t *Tunnel) handle(typ protocol.Type, payload []byte) error {
 		// finds its stream refused is sent elsewhere, so the acknowledgement is honest.
 		t.leave()
 		t.pool.CloseIdle()
-		t.send(protocol.TypeDrainAck, nil)
+		// What is sent on one connection may overtake what is sent on another.
+		for _, c := range *t.carriers.Load() {
+			c.send(protocol.TypeDrainAck, nil)
+		}
 		t.logger.Info("agent drains", "reason", m.Reason, "in_flight", t.backend.InFlight())
 	case protocol.TypeToken:
 		var m protocol.TokenRefresh
@@ -219,12 +217,7 @@ func (t *Tunnel) handle(typ protocol.Type, payload []byte) error {
 		if err != nil {
 			return err
 		}
-		t.mu.Lock()
-		s := t.streams[end.Stream]
-		t.mu.Unlock()
-		if s != nil {
-			s.reported(end)
-		}
+		t.first().reports.Note(end)
 	}
 	return nil // types of a newer agent are skipped
 }
@@ -233,11 +226,13 @@ func (t *Tunnel) handle(typ protocol.Type, payload []byte) error {
 func (t *Tunnel) refresh(raw string) *protocol.Reject {
 	claims, err := t.door.tokens.Verify(raw)
 	if err == nil {
-		if _, err = hostsToServe(t.hosts, claims); err == nil {
-			err = t.door.reserve(claims)
-		} else {
-			err = asReject(err)
-		}
+		_, err = hostsToServe(t.hosts, claims)
+	}
+	if err == nil {
+		err = t.kindsWithin(claims)
+	}
+	if err == nil {
+		err = t.door.reserve(claims)
 	}
 	if err != nil {
 		var reject *protocol.Reject
@@ -250,6 +245,16 @@ func (t *Tunnel) refresh(raw string) *protocol.Reject {
 	t.door.release(old.ID)
 	t.logger.Info("agent token refreshed", "token", claims.ID)
 	t.recheck()
+	return nil
+}
+
+// kindsWithin refuses claims that do not grant every kind that the tunnel serves.
+func (t *Tunnel) kindsWithin(claims *token.Claims) error {
+	for _, kind := range t.backend.Info().Kinds {
+		if !claims.AllowsKind(kind) {
+			return &protocol.Reject{Code: protocol.CodeHostForbidden, Reason: fmt.Sprintf("the token does not grant %s, which this tunnel serves: restart the agent with it", kind)}
+		}
+	}
 	return nil
 }
 
@@ -278,6 +283,12 @@ func (t *Tunnel) judge(now time.Time) {
 	case silence > t.door.cfg.SuspectAfter:
 		t.backend.SetSuspect(true)
 	}
+	for _, c := range (*t.carriers.Load())[1:] {
+		if silence := now.Sub(c.heard()); silence > t.door.cfg.DeadAfter {
+			t.logger.Warn("agent silent on a further connection, closing that", "duration", silence)
+			_ = c.session.Close()
+		}
+	}
 	if exp := t.claims.Load().ExpiresAt; now.After(exp.Add(time.Minute)) {
 		t.expel(protocol.CodeTokenExpired, "the token has expired")
 	}
@@ -303,115 +314,23 @@ func (t *Tunnel) expel(code protocol.Code, reason string) {
 	}()
 }
 
-// send writes one control message. An agent that does not read is closed.
-func (t *Tunnel) send(typ protocol.Type, v any) {
-	t.sendMu.Lock()
-	defer t.sendMu.Unlock()
-	control := t.session.Control()
-	_ = control.SetWriteDeadline(time.Now().Add(5 * time.Second))
-	if err := protocol.WriteMessage(control, typ, v); err != nil {
-		select {
-		case <-t.session.Done():
-		default:
-			t.logger.Warn("agent does not take control messages, closing its tunnel", "err", err)
-			_ = t.session.Close()
-		}
-	}
-}
+// send writes one control message on the first connection.
+func (t *Tunnel) send(typ protocol.Type, v any) { t.first().send(typ, v) }
 
 // OpenStream opens a stream to the app: header written, answer read. A refusal is
 // *upstream.Refused; every error means that nothing reached the app.
 func (t *Tunnel) OpenStream(ctx context.Context, h protocol.StreamHeader) (upstream.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.door.cfg.StreamTimeout)
 	defer cancel()
-	raw, err := t.session.Open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	s := &Stream{Stream: raw, tunnel: t, ended: make(chan struct{})}
-	t.mu.Lock()
-	t.streams[raw.ID()] = s
-	t.mu.Unlock()
-	if err := s.start(ctx, h); err != nil {
-		_ = s.Close()
-		return nil, err
-	}
-	if q, ok := raw.(upstream.Prober); ok {
-		return quietStream{s, q}, nil
-	}
-	return s, nil
-}
-
-// quietStream is a Stream whose carrier can tell that nothing has arrived unread.
-type quietStream struct {
-	*Stream
-	upstream.Prober
-}
-
-// Stream is a stream of a tunnel together with the agent's report of its end.
-type Stream struct {
-	tunnel.Stream
-	tunnel *Tunnel
-
-	once  sync.Once
-	ended chan struct{} // closed when end is set
-	end   protocol.StreamEnd
-}
-
-// start sends the header and reads the answer.
-func (s *Stream) start(ctx context.Context, h protocol.StreamHeader) error {
 	var buf [256]byte
 	header, err := protocol.AppendStreamHeader(buf[:0], h)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = s.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if _, err := s.Write(header); err != nil {
-		return err
+	c := t.choose()
+	s, err := c.open(ctx, header)
+	if err != nil && c != t.first() && isClosed(c.session.Done()) {
+		return t.first().open(ctx, header) // the connection died, the tunnel lives
 	}
-	var answer [1]byte
-	if _, err := s.Read(answer[:]); err != nil {
-		return err
-	}
-	if a := protocol.Answer(answer[0]); a != protocol.AnswerOK {
-		return &upstream.Refused{Answer: a}
-	}
-	if !stop() {
-		return ctx.Err()
-	}
-	return nil
-}
-
-// Delivered returns how many bytes after the header the agent handed to the app,
-// once the agent has reported it, and false if ctx ends or the session dies first.
-func (s *Stream) Delivered(ctx context.Context) (uint64, bool) {
-	select {
-	case <-s.ended:
-		return s.end.Delivered, true
-	default:
-	}
-	select {
-	case <-s.ended:
-		return s.end.Delivered, true
-	case <-s.tunnel.session.Done():
-		return 0, false
-	case <-ctx.Done():
-		return 0, false
-	}
-}
-
-func (s *Stream) reported(end protocol.StreamEnd) {
-	s.once.Do(func() {
-		s.end = end
-		close(s.ended)
-	})
-}
-
-// Close releases the stream; see tunnel.Stream.
-func (s *Stream) Close() error {
-	s.tunnel.mu.Lock()
-	delete(s.tunnel.streams, s.ID())
-	s.tunnel.mu.Unlock()
-	return s.Stream.Close()
+	return s, err
 }

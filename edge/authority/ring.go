@@ -195,8 +195,8 @@ func (a *Authority) adoptRing(v *ringView) {
 func (a *Authority) Keys() []KeyInfo {
 	r := a.ring.Load()
 	counts := a.countByKey()
-	keys := make([]KeyInfo, 0, len(r.ring.Keys))
-	for _, k := range r.ring.Keys {
+	keys := make([]KeyInfo, 0, len(r.Keys))
+	for _, k := range r.Keys {
 		keys = append(keys, KeyInfo{
 			ID: k.ID, Active: k.ID == r.Active, CreatedAt: k.Created,
 			PublicKey: slices.Clone(r.public[k.ID]), Tokens: counts[k.ID],

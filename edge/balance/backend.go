@@ -2,11 +2,13 @@ package balance
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"wormhole/edge/upstream"
+	"wormhole/shared/token"
 )
 
 // Info describes a backend to people and to rules. It does not change.
@@ -27,6 +29,8 @@ type Info struct {
 	Since    time.Time
 	// Far says that the tunnel is another edge's, and requests go through that edge.
 	Far bool
+	// Kinds are what the backend may take, as in a token; none is "http" alone.
+	Kinds []string
 	// AppProtocol is what the app speaks: "http1" (also when empty) or "h2c".
 	AppProtocol string
 }
@@ -88,6 +92,14 @@ func (b *Backend) Info() Info { return b.info }
 
 // AppProtocol is Info().AppProtocol without the copy.
 func (b *Backend) AppProtocol() string { return b.info.AppProtocol }
+
+// Serves reports whether the backend may take a kind: "http", "tcp".
+func (b *Backend) Serves(kind string) bool {
+	if len(b.info.Kinds) == 0 {
+		return kind == token.KindHTTP
+	}
+	return slices.Contains(b.info.Kinds, kind)
+}
 
 // ID is Info().ID without the copy.
 func (b *Backend) ID() string { return b.info.ID }

@@ -121,8 +121,8 @@ func TestUnfitBackendsArePickedOnlyWhenAllAre(t *testing.T) {
 			} else if got != nil {
 				got.Release()
 			}
-			if got := p.PickAny(); (got != nil) != (name != "draining") {
-				t.Errorf("all unfit: PickAny gave %v", got)
+			if got := p.Unready(); got != (name == "not ready") {
+				t.Errorf("all unfit: Unready is %t", got)
 			}
 		})
 	}
@@ -310,8 +310,10 @@ func TestBudgetIsAFifthOfWhatIsActive(t *testing.T) {
 
 func TestSlotsAreLimited(t *testing.T) {
 	var s Slots
-	if !s.Take(2) || !s.Take(2) || s.Take(2) {
-		t.Error("want two of three")
+	for i, want := range []bool{true, true, false} {
+		if got := s.Take(2); got != want {
+			t.Errorf("place %d of two: %v", i+1, got)
+		}
 	}
 	s.Give()
 	if !s.Take(2) || s.Taken() != 2 {

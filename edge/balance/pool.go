@@ -158,18 +158,19 @@ func (p *Pool) PickNear(tried ...*Backend) *Backend {
 	return nil
 }
 
-// PickAny is Pick that, when nothing else is left, also takes backends that are not
-// ready: to learn from the agent itself what is wrong.
-func (p *Pool) PickAny(tried ...*Backend) *Backend {
-	if b := p.Pick(tried...); b != nil {
-		return b
+// Unready reports whether a near backend is there, and none but such as wait for
+// their app or drain.
+func (p *Pool) Unready() bool {
+	waits := false
+	for _, b := range p.Near() {
+		switch flags := b.flags.Load(); {
+		case flags&(flagNotReady|flagDraining) == 0:
+			return false
+		case flags&flagDraining == 0:
+			waits = true
+		}
 	}
-	// Of a far one that cannot be reached nothing can be learnt.
-	b, _ := p.scan(p.Near(), tried, func(b *Backend) bool { return b.flags.Load()&flagDraining == 0 })
-	if b != nil && b.take() {
-		return b
-	}
-	return nil
+	return waits
 }
 
 // choose prefers near backends to far ones, and fit ones to all others.

@@ -12,10 +12,6 @@ package cluster
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
-	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,6 +23,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"wormhole/edge/authority"
@@ -40,6 +37,9 @@ import (
 
 // alpnStore is what edges offer to the one that hosts the store.
 const alpnStore = "wormhole-store/1"
+
+// alpnMoved is the same for a store that was moved. What follows is its Placement.ID.
+const alpnMoved = "wormhole-store/2"
 
 // Folder is where Config.Dir is, in an edge's data directory.
 const Folder = "cluster"
@@ -65,9 +65,16 @@ type Config struct {
 	// Listen is the address of the mesh, Advertise the host under which others reach
 	// this edge; empty takes the one listened on.
 	Listen, Advertise string
-	// Join is a member's public door and JoinToken what it asks for; both are used
-	// only while this edge is no member yet.
-	Join, JoinToken string
+	// Join is a member's public door and JoinTokenFile names a file with the token it
+	// asks for. Both are used only while this edge is no member yet: later the token
+	// may have expired, the file and that member be gone.
+	Join, JoinTokenFile string
+	// SessionMemory bounds, in bytes, what is held of the streams that a peer carries
+	// for this edge; 0 means relay.SessionMemory.
+	SessionMemory int
+	// External is a NATS cluster that carries bus and store, in place of Listen and of
+	// a store among the edges. Whoever may use it is a member: nobody joins.
+	External *kv.External
 	// Import is the store of the time before the cluster, which its first edge takes
 	// over. It is only read.
 	Import string
@@ -76,28 +83,12 @@ type Config struct {
 	SharedFiles map[string]string
 }
 
-// Member is one edge of the network, as the store has it.
-type Member struct {
-	Node   string `json:"node"`
-	Region string `json:"region,omitempty"`
-	// Addr is its public door, Mesh that of its mesh, host:port; empty until it has
-	// started once.
-	Addr string `json:"addr,omitempty"`
-	Mesh string `json:"mesh,omitempty"`
-	// Store says that it hosts the store.
-	Store  bool      `json:"store,omitempty"`
-	Joined time.Time `json:"joined"`
-	// Left says that it is a member no more; its certificate is worth nothing.
-	Left bool `json:"left,omitempty"`
-}
-
 // Cluster is this edge's part in the network. All methods may be called
 // concurrently.
 type Cluster struct {
 	cfg    Config
 	logger *slog.Logger
 	id     *identity.Identity
-	hosted *kv.Server // nil unless the store is here
 	store  *kv.Store
 	bus    *bus.Bus
 	server *relay.Server
@@ -105,10 +96,18 @@ type Cluster struct {
 	authority *authority.Authority // set by Attach
 	sites     *Sites
 
-	stop context.CancelFunc // ends what Open started
-	wg   sync.WaitGroup
+	running context.Context    // of what Open started
+	stop    context.CancelFunc // ends it
+	wg      sync.WaitGroup
+
+	promoting  sync.Mutex
+	settling   sync.Mutex   // guards settledAt
+	settledAt  uint64       // the generation whose replaced edge was given up from here
+	moving     atomic.Int64 // when the store last took no writes since it is moved, ns since 1970; 0 for not now
+	placements chan Placement
 
 	refused chan refusal
+	turns   atomic.Uint64 // of Run's loop
 
 	mu      sync.Mutex // guards below
 	members map[string]Member
@@ -116,6 +115,15 @@ type Cluster struct {
 	peers   map[string]*peering
 	edges   func([]Live)
 	told    []Live
+
+	placement Placement  // where the store is
+	hosted    *kv.Server // nil unless it is here, whole or in part
+	part      *part      // which part
+	pending   *part      // of a store that may come to be
+	begun     string     // the store that is being made here, by Placement.ID
+	dialled   int        // times that the store was dialled
+	dialledAt time.Time
+	storeAt   string // the edge whose server of the store was last connected to
 }
 
 // peering is a peer whose session is kept.
@@ -136,8 +144,9 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Cluster, err
 	}
 	c := &Cluster{
 		cfg: cfg, logger: logger, members: map[string]Member{}, peers: map[string]*peering{},
-		refused: make(chan refusal, 1024),
+		refused: make(chan refusal, 1024), placements: make(chan Placement, 8),
 	}
+	c.running, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
 			_ = c.Close()
@@ -155,6 +164,9 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Cluster, err
 	case !errors.Is(err, fs.ErrNotExist):
 		return fail(err)
 	case cfg.Join != "":
+		if floor, err := c.floor(ctx, true); err != nil || floor > 0 {
+			return fail(errors.Join(err, errors.New("this data directory was restored from a backup and begins the network anew: start it without --join")))
+		}
 		if err := c.join(ctx); err != nil {
 			return fail(err)
 		}
@@ -178,246 +190,19 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Cluster, err
 	if err := c.openBus(); err != nil {
 		return fail(err)
 	}
-	return c, nil
-}
-
-// join gets this edge a certificate from a member.
-func (c *Cluster) join(ctx context.Context) error {
-	pin, err := authority.PeekJoin(c.cfg.JoinToken)
-	if err != nil {
-		return err
-	}
-	id, grant, err := identity.Join(ctx, c.cfg.Join, pin, identity.Request{
-		Token: strings.TrimSpace(c.cfg.JoinToken), Node: c.cfg.Node, Region: c.cfg.Region,
-	})
-	if err != nil {
-		return err
-	}
-	for name, path := range c.cfg.SharedFiles {
-		text, ok := grant.Files[name]
-		if !ok {
-			continue
-		}
-		if err := writeNew(path, text); err != nil {
-			return err
-		}
-	}
-	seeds, err := json.Marshal(grant.Members)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(c.cfg.Dir, seedsFile), seeds, 0o600); err != nil {
-		return err
-	}
-	if err := id.Save(c.cfg.Dir); err != nil {
-		return err
-	}
-	c.id = id
-	c.logger.Info("edge joined the network", "network", grant.Network, "members", len(grant.Members))
-	return nil
-}
-
-// writeNew writes a file that does not exist yet.
-func writeNew(path string, text []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// openStore opens the mirror and connects to the store, which it hosts if that is
-// this edge's part.
-func (c *Cluster) openStore(ctx context.Context, first bool) error {
-	hosted := filepath.Join(c.cfg.Dir, hostedDir)
-	_, statErr := os.Stat(hosted)
-	here := first || statErr == nil
-	dial := c.dialStore
-	if here {
-		server, err := kv.StartServer(hosted, c.logger)
-		if err != nil {
-			return err
-		}
-		c.hosted = server
-		dial = server.InProcessConn
-	} else {
-		c.readSeeds()
-	}
-	var err error
-	c.store, err = kv.Open(kv.Config{Dial: dial, Mirror: filepath.Join(c.cfg.Dir, mirrorDir), Pushed: c.pushed}, c.logger)
-	if err != nil {
-		return err
-	}
-	// The store must be followed before anything that reads it can be opened.
-	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	c.stop = stop
-	c.wg.Go(func() { _ = c.store.Run(running) })
-
-	patience := time.Second
-	if here || c.store.Empty() {
-		patience = 20 * time.Second
-	}
-	select {
-	case <-c.store.Fresh():
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(patience):
-		if here || c.store.Empty() {
-			fault, _ := c.store.Health()
-			return fmt.Errorf("the network's store did not answer within %s, and this edge knows nothing of it yet: %w", patience, fault)
-		}
-		c.logger.Warn("store cannot be reached, starting from the mirror")
-	}
-	return nil
-}
-
-// found makes this edge the first of a network.
-func (c *Cluster) found(ctx context.Context) error {
-	if err := c.takeOver(ctx); err != nil {
-		return err
-	}
-	ca, err := c.ca(ctx)
-	if errors.Is(err, store.ErrNotFound) {
-		if ca, err = identity.NewCA(c.cfg.Node); err != nil {
-			return err
-		}
-		text, err := ca.PEM()
-		if err != nil {
-			return err
-		}
-		if _, err := c.store.Create(ctx, bucketCluster, keyCA, text); err != nil {
-			return err
-		}
-	} else if err != nil {
-		return err
-	}
-	public, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return err
-	}
-	cert, err := ca.Issue(c.cfg.Node, public)
-	if err != nil {
-		return err
-	}
-	if c.id, err = identity.New(key, cert, ca.Certificate()); err != nil {
-		return err
-	}
-	return c.id.Save(c.cfg.Dir)
-}
-
-// takeOver copies the store of the time before the cluster, once.
-func (c *Cluster) takeOver(ctx context.Context) error {
-	if _, err := os.Stat(c.cfg.Import); err != nil {
-		return nil // there was none
-	}
-	old, err := store.OpenDir(c.cfg.Import)
-	if err != nil {
-		return err
-	}
-	defer old.Close() //nolint:errcheck // read only
-	names, err := old.Buckets()
-	if err != nil {
-		return err
-	}
-	n := 0
-	for _, name := range names {
-		entries, err := old.List(ctx, name)
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			if _, err := c.store.Create(ctx, name, e.Key, e.Value); err != nil && !errors.Is(err, store.ErrExists) {
-				return err
+	c.announce(false)
+	c.wg.Go(c.followPlacement)
+	c.wg.Go(func() {
+		for {
+			select {
+			case p := <-c.placements:
+				c.adopt(p)
+			case <-c.running.Done():
+				return
 			}
-			n++
 		}
-	}
-	c.logger.Info("store taken over", "entries", n)
-	return nil
-}
-
-func (c *Cluster) ca(ctx context.Context) (*identity.CA, error) {
-	e, err := c.store.Get(ctx, bucketCluster, keyCA)
-	if err != nil {
-		return nil, err
-	}
-	return identity.ParseCA(e.Value)
-}
-
-// renew replaces a node certificate in the second half of its life.
-func (c *Cluster) renew(ctx context.Context) error {
-	if !c.id.Old(time.Now()) {
-		return nil
-	}
-	ca, err := c.ca(ctx)
-	if err != nil {
-		return err
-	}
-	id, err := c.id.Renewed(ca)
-	if err != nil {
-		return err
-	}
-	c.id = id
-	return id.Save(c.cfg.Dir)
-}
-
-// readSeeds takes in the members that were known at the join.
-func (c *Cluster) readSeeds() {
-	text, err := os.ReadFile(filepath.Join(c.cfg.Dir, seedsFile))
-	var list []Member
-	if err != nil || json.Unmarshal(text, &list) != nil {
-		return
-	}
-	for _, m := range list {
-		c.members[m.Node] = m
-	}
-}
-
-func (c *Cluster) readMembers(ctx context.Context) error {
-	entries, err := c.store.List(ctx, bucketMembers)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if m, ok := decodeMember(e); ok {
-			c.members[m.Node] = m
-		}
-	}
-	return nil
-}
-
-func decodeMember(e store.Entry) (Member, bool) {
-	var m Member
-	err := json.Unmarshal(e.Value, &m)
-	return m, err == nil && m.Node == e.Key && identity.ValidNode(m.Node)
-}
-
-// dialStore connects to the edge that hosts the store.
-func (c *Cluster) dialStore() (net.Conn, error) {
-	var errs []error
-	for _, m := range c.Members() {
-		if !m.Store || m.Left || m.Addr == "" {
-			continue
-		}
-		d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 2 * time.Second}, Config: c.id.Client(alpnStore, m.Node)}
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-		conn, err := d.DialContext(ctx, "tcp", m.Addr)
-		cancel()
-		if err == nil {
-			return conn, nil
-		}
-		errs = append(errs, err)
-	}
-	if len(errs) == 0 {
-		return nil, errors.New("no edge is known that hosts the store")
-	}
-	return nil, errors.Join(errs...)
+	})
+	return c, nil
 }
 
 func (c *Cluster) openBus() error {
@@ -425,15 +210,25 @@ func (c *Cluster) openBus() error {
 	if err != nil {
 		return err
 	}
-	c.bus, err = bus.Open(bus.Config{
+	cfg := bus.Config{
 		Network: identity.Fingerprint(c.id.Authority())[:16], Epoch: epoch,
 		Listen: c.cfg.Listen, Advertise: c.meshAdvertise(), Routes: c.routes(),
-	}, c.id, c.id.Routes(c.allow), c.allow, bus.Listener{
+	}
+	if c.cfg.External != nil {
+		cfg.Connect = c.cfg.External.Connect
+	}
+	b, err := bus.Open(cfg, c.id, c.id.Routes(c.allow), c.allow, bus.Listener{
 		Route: func(pattern, node string, _ bus.State) { c.sites.changed(pattern) },
 		Node:  c.heardOf,
 		Entry: c.store.Learn,
 	}, c.logger)
-	return err
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bus = b
+	return nil
 }
 
 // nextEpoch is one more than ever before. It is on disk before it is used.
@@ -471,20 +266,6 @@ func (c *Cluster) meshAdvertise() string {
 	return net.JoinHostPort(c.cfg.Advertise, port)
 }
 
-// allow refuses nodes that are no members.
-func (c *Cluster) allow(node string) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	m, ok := c.members[node]
-	switch {
-	case !ok:
-		return fmt.Errorf("the edge %s is not known here", node)
-	case m.Left:
-		return fmt.Errorf("the edge %s has left the network", node)
-	}
-	return nil
-}
-
 // routes are the meshes of the other members.
 func (c *Cluster) routes() []string {
 	var out []string
@@ -495,21 +276,6 @@ func (c *Cluster) routes() []string {
 	}
 	return out
 }
-
-// Members lists the edges that are or were members, by id.
-func (c *Cluster) Members() []Member {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	out := make([]Member, 0, len(c.members))
-	for _, m := range c.members {
-		out = append(out, m)
-	}
-	slices.SortFunc(out, func(a, b Member) int { return strings.Compare(a.Node, b.Node) })
-	return out
-}
-
-// Store is the network's state.
-func (c *Cluster) Store() store.Store { return c.store }
 
 // pushed tells other edges of what is urgent, faster than their watches.
 func (c *Cluster) pushed(bucket string, e store.Entry) {
@@ -540,7 +306,7 @@ func (c *Cluster) Attach(a *authority.Authority, registry *site.Registry) *Sites
 // stateOf is how this edge itself reaches a site.
 func stateOf(s *site.Site) bus.State {
 	state, h2c := bus.Gone, true
-	for _, b := range s.Pool().Near() {
+	for _, b := range slices.Concat(s.Pool().Near(), s.TCP().Near()) {
 		if b.Draining() || !b.Ready() {
 			continue
 		}
@@ -563,15 +329,21 @@ func (c *Cluster) Close() error {
 	if c.bus != nil {
 		_ = c.bus.Close()
 	}
-	if c.stop != nil {
-		c.stop()
-	}
+	c.stop()
 	c.wg.Wait()
 	if c.store != nil {
 		_ = c.store.Close()
 	}
-	if c.hosted != nil {
-		_ = c.hosted.Close()
+	c.mu.Lock()
+	parts, hosted := []*part{c.part, c.pending}, c.hosted
+	c.mu.Unlock()
+	for _, s := range parts {
+		if s != nil {
+			s.close()
+		}
+	}
+	if hosted != nil {
+		_ = hosted.Close()
 	}
 	return nil
 }

@@ -3,17 +3,12 @@ package cluster
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"os"
 	"slices"
 	"time"
 
 	"wormhole/edge/cluster/bus"
 	"wormhole/edge/cluster/identity"
 	"wormhole/edge/cluster/relay"
-	"wormhole/edge/cluster/store"
 	"wormhole/edge/ingress"
 )
 
@@ -36,11 +31,13 @@ func (c *Cluster) Protocols() []ingress.Other {
 		{ALPN: relay.ALPN, TLS: c.id.Server(relay.ALPN, c.allow), Serve: c.server.Serve},
 		{ALPN: identity.ALPNJoin, TLS: c.id.JoinServer(), Serve: c.serveJoin},
 	}
-	if c.hosted != nil {
-		others = append(others, ingress.Other{
-			ALPN: alpnStore, TLS: c.id.Server(alpnStore, c.allow),
-			Serve: func(ctx context.Context, conn *tls.Conn) { c.hosted.Serve(ctx, conn) },
-		})
+	if c.cfg.External != nil {
+		return others
+	}
+	for alpn, serve := range map[string]func(context.Context, *tls.Conn){
+		alpnStore: c.serveStore, alpnMoved: c.serveMoved, alpnRoute: c.serveRoute, alpnVia: c.serveVia, alpnControl: c.serveControl,
+	} {
+		others = append(others, ingress.Other{ALPN: alpn, TLS: c.id.Server(alpn, c.allow), Serve: serve})
 	}
 	return others
 }
@@ -64,40 +61,8 @@ func (c *Cluster) Announce(ctx context.Context, addr string, tell func([]Live)) 
 	c.tellEdges()
 }
 
-// register writes this edge's record if it is not as it should be.
-func (c *Cluster) register(ctx context.Context, mesh string) error {
-	c.mu.Lock()
-	addr := c.addr
-	c.mu.Unlock()
-	var m Member
-	e, err := c.store.Get(ctx, bucketMembers, c.cfg.Node)
-	switch {
-	case err == nil:
-		var ok bool
-		if m, ok = decodeMember(e); !ok {
-			return errors.New("the record of this edge is damaged")
-		}
-		if m.Left {
-			return errors.New("this edge has left the network: remove its data directory to join again")
-		}
-	case errors.Is(err, store.ErrNotFound):
-		m = Member{Node: c.cfg.Node, Joined: time.Now().UTC().Truncate(time.Second)}
-	default:
-		return err
-	}
-	next := m
-	next.Region, next.Addr, next.Mesh, next.Store = c.cfg.Region, addr, mesh, c.hosted != nil
-	c.learnMember(next)
-	if next == m && err == nil {
-		return nil
-	}
-	text, err := json.Marshal(next)
-	if err != nil {
-		return err
-	}
-	_, err = c.store.Put(ctx, bucketMembers, c.cfg.Node, text)
-	return err
-}
+// Turns counts the turns of Run's loop, which never stops while Run does not.
+func (c *Cluster) Turns() uint64 { return c.turns.Load() }
 
 // Run keeps the parts going until ctx ends.
 func (c *Cluster) Run(ctx context.Context) error {
@@ -115,12 +80,14 @@ func (c *Cluster) Run(ctx context.Context) error {
 		case r := <-c.refused:
 			c.bus.Doubt(r.pattern, r.node)
 		case <-tick.C:
+			c.obstruct()
 			c.meet(ctx)
 			c.judge()
 			c.tellEdges()
+			c.turns.Add(1)
 		case <-enter.C:
 			if info, ok := c.self(); ok {
-				if err := c.register(ctx, info); err != nil {
+				if err := c.registerSoon(ctx, info); err != nil {
 					c.logger.Debug("this edge is not entered in the store yet", "err", err)
 				}
 			}
@@ -133,77 +100,6 @@ func (c *Cluster) Run(ctx context.Context) error {
 			}
 			c.mu.Unlock()
 			return nil
-		}
-	}
-}
-
-// self is the mesh address of this edge if its record differs from what it should be.
-func (c *Cluster) self() (mesh string, differs bool) {
-	if mesh = c.meshAdvertise(); mesh == "" {
-		mesh = c.bus.Addr()
-	}
-	entries, err := c.store.List(context.Background(), bucketMembers)
-	if err != nil {
-		return "", false
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, e := range entries {
-		if m, ok := decodeMember(e); ok && m.Node == c.cfg.Node {
-			return mesh, m.Addr != c.addr || m.Mesh != mesh
-		}
-	}
-	return mesh, true
-}
-
-// shareFiles puts the shared files into the store, where newcomers get them from.
-func (c *Cluster) shareFiles(ctx context.Context) {
-	for name, path := range c.cfg.SharedFiles {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			continue // not used here
-		}
-		if _, err := c.store.Create(ctx, bucketCluster, filePrefix+name, text); err != nil && !errors.Is(err, store.ErrExists) {
-			c.logger.Debug("file not shared", "err", err)
-		}
-	}
-}
-
-// followMembers keeps the list of members current.
-func (c *Cluster) followMembers(ctx context.Context) {
-	for ctx.Err() == nil {
-		events, err := c.store.Watch(ctx, bucketMembers)
-		if err != nil {
-			return
-		}
-		for e := range events {
-			if e.Kind != store.EventPut {
-				continue // who is gone is marked, not deleted
-			}
-			if m, ok := decodeMember(e.Entry); ok {
-				c.learnMember(m)
-				if err := c.bus.SetRoutes(c.routes()); err != nil {
-					c.logger.Warn("mesh not changed", "err", err)
-				}
-			}
-		}
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-		}
-	}
-}
-
-func (c *Cluster) learnMember(m Member) {
-	c.mu.Lock()
-	old, known := c.members[m.Node]
-	c.members[m.Node] = m
-	c.mu.Unlock()
-	if m.Left && (!known || !old.Left) && m.Node != c.cfg.Node {
-		c.logger.Info("edge left the network", "node", m.Node)
-		c.bus.Drop(m.Node)
-		if c.server != nil {
-			c.server.Evict(m.Node)
 		}
 	}
 }
@@ -238,7 +134,7 @@ func (c *Cluster) startPeer(ctx context.Context, m Member) *peering {
 	node := m.Node
 	p := &peering{stop: stop, Peer: relay.NewPeer(relay.PeerConfig{
 		Node: node, Region: m.Region, Addr: func() string { return c.addrOf(node) },
-		Changed: func(relay.Health) {},
+		Changed: func(relay.Health) {}, Memory: c.cfg.SessionMemory,
 		Refused: func(pattern string) {
 			select {
 			case c.refused <- refusal{pattern, node}:
@@ -293,7 +189,13 @@ func (c *Cluster) judge() {
 	}
 }
 
-func (c *Cluster) heardOf(string, bus.Info) {}
+// heardOf hears what a node says of itself.
+func (c *Cluster) heardOf(node string, info bus.Info) {
+	c.heardOfStore(info.Store)
+	if p := c.peer(node); p != nil {
+		p.SetLeaving(info.Draining)
+	}
+}
 
 // Edges are the edges that serve now, this one first.
 func (c *Cluster) Edges() []Live {
@@ -337,90 +239,13 @@ func (c *Cluster) tellEdges() {
 // Drain tells the other edges that this one is about to stop.
 func (c *Cluster) Drain() { c.bus.Describe(func(i *bus.Info) { i.Draining = true }) }
 
-// JoinToken makes a token with which another machine may join.
-func (c *Cluster) JoinToken(ttl time.Duration) (raw string, expires time.Time, err error) {
-	return c.authority.IssueJoin(identity.Fingerprint(c.id.Authority()), ttl)
-}
-
-func (c *Cluster) serveJoin(ctx context.Context, conn *tls.Conn) {
-	if err := identity.ServeJoin(ctx, conn, c.admit); err != nil {
-		c.logger.Warn("edge not admitted", "remote", conn.RemoteAddr().String(), "err", err)
-	}
-}
-
-// admit decides on a newcomer.
-func (c *Cluster) admit(ctx context.Context, req identity.Request) (*identity.Grant, error) {
-	tokenID, err := c.authority.VerifyJoin(ctx, req.Token)
-	if err != nil {
-		return nil, err
-	}
-	if !identity.ValidNode(req.Node) || len(req.Region) > 64 {
-		return nil, errors.New("the request names no proper node")
-	}
-	ca, err := c.ca(ctx)
-	if err != nil {
-		return nil, errors.New("the network's store cannot be reached; try again later")
-	}
-	cert, err := ca.Issue(req.Node, req.Key)
-	if err != nil {
-		return nil, err
-	}
-	m := Member{Node: req.Node, Region: req.Region, Joined: time.Now().UTC().Truncate(time.Second)}
-	text, err := json.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := c.store.Create(ctx, bucketMembers, req.Node, text); errors.Is(err, store.ErrExists) {
-		return nil, fmt.Errorf("there is or was an edge %s: a machine that joins again needs an empty data directory", req.Node)
-	} else if err != nil {
-		return nil, errors.New("the network's store cannot be reached; try again later")
-	}
-	c.learnMember(m)
-	grant := &identity.Grant{
-		Network: c.authority.Audience(), Certificate: cert, Authority: c.id.Authority(), Files: map[string][]byte{},
-	}
-	for _, m := range c.Members() {
-		if text, err := json.Marshal(m); err == nil {
-			grant.Members = append(grant.Members, text)
-		}
-	}
-	for name := range c.cfg.SharedFiles {
-		if e, err := c.store.Get(ctx, bucketCluster, filePrefix+name); err == nil {
-			grant.Files[name] = e.Value
-		}
-	}
-	c.logger.Info("edge admitted", "node", req.Node, "region", req.Region, "token", tokenID)
-	return grant, nil
-}
-
-// Leave makes a node a member no more: its certificate is refused from now on. The
-// edge that hosts the store cannot leave.
-func (c *Cluster) Leave(ctx context.Context, node string) error {
-	e, err := c.store.Get(ctx, bucketMembers, node)
-	if errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("there is no edge %.40q in this network", node)
-	} else if err != nil {
-		return err
-	}
-	m, ok := decodeMember(e)
-	switch {
-	case !ok:
-		return errors.New("its record is damaged")
-	case m.Store:
-		return errors.New("this edge hosts the network's store and cannot leave")
-	case m.Left:
+// EndRelays lets what this edge carries for others end, until ctx does. It is the
+// last thing before the tunnels are closed.
+func (c *Cluster) EndRelays(ctx context.Context) error {
+	if c.server == nil {
 		return nil
 	}
-	m.Left = true
-	text, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	if _, err := c.store.Update(ctx, bucketMembers, node, text, e.Revision); err != nil {
-		return err
-	}
-	c.learnMember(m)
-	return nil
+	return c.server.Drain(ctx)
 }
 
 // Status describes the network as this edge sees it.
@@ -429,12 +254,19 @@ type Status struct {
 	Store      string    `json:"store_fault,omitempty"`
 	StoreSince time.Time `json:"store_since"`
 	StoreHere  bool      `json:"store_here"`
-	Mesh       string    `json:"mesh"`
-	Authority  string    `json:"authority"` // fingerprint of who certifies edges
-	Routes     int       `json:"routes"`    // sites that other edges reach
-	Peers      []Peer    `json:"peers"`
-	Carried    uint64    `json:"relayed_in"`
-	Refused    uint64    `json:"relays_refused"`
+	// StoreEdges are the nodes that hold the store, one or three; StoreGeneration
+	// counts where it was, 0 if it was never moved.
+	StoreEdges      []string `json:"store_edges"`
+	StoreGeneration uint64   `json:"store_generation,omitempty"`
+	// StoreCatchingUp says that this edge is one of three and lacks something yet.
+	StoreCatchingUp bool   `json:"store_catching_up,omitempty"`
+	Mesh            string `json:"mesh"`
+	NATS            string `json:"nats,omitempty"` // servers of others that carry bus and store
+	Authority       string `json:"authority"`      // fingerprint of who certifies edges
+	Routes          int    `json:"routes"`         // sites that other edges reach
+	Peers           []Peer `json:"peers"`
+	Carried         uint64 `json:"relayed_in"`
+	Refused         uint64 `json:"relays_refused"`
 }
 
 // Peer is one other edge.
@@ -451,13 +283,18 @@ type Peer struct {
 
 // Status describes the network now.
 func (c *Cluster) Status() Status {
-	fault, since := c.store.Health()
+	since, fault := c.store.Health()
+	placement, server := c.placed()
 	s := Status{
-		StoreSince: since, StoreHere: c.hosted != nil, Mesh: c.bus.Addr(),
+		StoreSince: since, StoreHere: server != nil, Mesh: c.bus.Addr(), StoreEdges: c.holders(), StoreGeneration: placement.Generation,
 		Authority: identity.Fingerprint(c.id.Authority()), Routes: c.bus.Len(), Peers: []Peer{},
 	}
 	if fault != nil {
 		s.Store = fault.Error()
+	}
+	s.StoreCatchingUp = server != nil && len(placement.Nodes) > 1 && !server.Whole()
+	if c.cfg.External != nil {
+		s.NATS = c.cfg.External.String()
 	}
 	s.Carried, s.Refused = c.server.Counts()
 	heard := c.bus.Heard()

@@ -14,14 +14,17 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/net/publicsuffix"
 
+	"wormhole/edge/cluster/kv"
 	"wormhole/edge/site"
 	"wormhole/shared/hostname"
+	"wormhole/shared/tunnel/tlsmux"
 )
 
 // TLSMode says where the certificates of the public door come from.
@@ -66,6 +69,9 @@ type Config struct {
 	ParkTimeout    time.Duration // how long a request waits for a site's first backend
 	MaxConnections int           // open client connections; 0 derives it from the descriptor limit
 
+	TunnelConnections int    // most TCP connections of one tunnel; more than one are open only while there is bulk
+	TunnelCongestion  string // TCP's congestion control for tunnels: a name, or "system"
+
 	LogLevel  string // debug, info, warn, error
 	LogFormat string // text, json; "" is text on a terminal, else json
 	AccessLog string // "-" is standard error among the other lines, "off", or a file
@@ -74,6 +80,18 @@ type Config struct {
 	Advertise     string // host or host:port under which other edges and agents reach HTTPS; "" is Hostname
 	Join          string // public door of a member of the cluster to join, host:port
 	JoinTokenFile string // what `edge cluster join-token` printed
+
+	NATS          []string // URLs of an external NATS cluster for bus and store, in place of the four above
+	NATSCredsFile string   // NATS credentials for it
+	NATSCAFile    string   // PEM of who certifies its servers; "" is the system's
+
+	DNS          string        // address that answers DNS queries, UDP and TCP; "" is off
+	DNSZones     []string      // names shared by the edges, answered for with all below them; they get certificates
+	DNSAddresses []string      // public addresses of this edge, for answers; see PublicAddresses
+	DNSPlaces    []string      // PREFIX=REGION[/REGION…]: which regions are near to whom
+	DNSTTL       time.Duration // of addresses in answers
+
+	UsageInterval time.Duration // about the time between two writes of usage totals
 
 	Sites []site.Spec // key `sites` of the file only
 }
@@ -103,12 +121,20 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Advertise, "advertise", c.Advertise, "`host` or host:port under which other edges and agents reach --https; empty is --hostname")
 	fs.StringVar(&c.Join, "join", c.Join, "public `host:port` of a member of the cluster to join; ignored once joined")
 	fs.StringVar(&c.JoinTokenFile, "join-token-file", c.JoinTokenFile, "`file` with what `edge cluster join-token` printed on a member")
-	fs.StringVar(&c.Region, "region", c.Region, "where this edge is, such as fra")
+	fs.StringVar(&c.DNS, "dns", c.DNS, "`address` that answers DNS queries for --dns-zone, UDP and TCP, such as :53; empty is off")
+	fs.StringSliceVar(&c.DNSZones, "dns-zone", c.DNSZones, "`name` shared by the edges, delegated to them: DNS answers it, and the sites below it, with the edges that live; may be repeated")
+	fs.StringSliceVar(&c.DNSAddresses, "dns-address", c.DNSAddresses, "public `IP` of this edge for DNS answers, also of other edges; may be repeated; empty is --advertise or --https if that is an IP")
+	fs.StringSliceVar(&c.DNSPlaces, "dns-place", c.DNSPlaces, "`PREFIX=REGION`, or PREFIX=REGION/REGION with the nearest first: whose answers begin with which regions; may be repeated")
+	fs.DurationVar(&c.DNSTTL, "dns-ttl", c.DNSTTL, "how long resolvers may keep the addresses, in whole seconds")
+	fs.StringSliceVar(&c.NATS, "nats", c.NATS, "`URLs` of an external NATS cluster with JetStream that carries what edges tell each other and their store; takes the place of --cluster-listen and --join")
+	fs.StringVar(&c.NATSCredsFile, "nats-creds-file", c.NATSCredsFile, "`file` of NATS credentials for --nats")
+	fs.StringVar(&c.NATSCAFile, "nats-ca-file", c.NATSCAFile, "PEM `file` of the authority that signs the servers of --nats")
+	fs.StringVar(&c.Region, "region", c.Region, "`name` of where this edge is, such as fra")
 	fs.StringVar(&c.HTTP, "http", c.HTTP, "`address` of the plain HTTP door that redirects to HTTPS; empty switches it off")
 	fs.StringVar(&c.HTTPS, "https", c.HTTPS, "`address` of the public door, TCP and UDP: visitors and agents")
 	fs.StringVar(&c.Admin, "admin", c.Admin, "`address` of health, metrics and the operator's API")
 	fs.BoolVar(&c.QUIC, "quic", c.QUIC, "open the UDP side of --https, for HTTP/3 and for agents over QUIC")
-	fs.StringVar((*string)(&c.TLS), "tls", string(c.TLS), "where certificates come from: acme, internal or files; empty is acme if --hostname is a public name, else internal")
+	fs.StringVar((*string)(&c.TLS), "tls", string(c.TLS), "`source` of certificates: acme, internal or files; empty is acme if --hostname is a public name, else internal")
 	fs.StringSliceVar(&c.Certs, "cert", c.Certs, "PEM `file` of a certificate chain, with --tls files, or for some names with --tls acme; may be repeated")
 	fs.StringSliceVar(&c.Keys, "key", c.Keys, "PEM `file` of the private key for each --cert")
 	fs.StringVar(&c.ACMEEmail, "acme-email", c.ACMEEmail, "`address` that the CA may write to about the account")
@@ -120,9 +146,12 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.DrainDelay, "drain-delay", c.DrainDelay, "how long the edge goes on accepting after /readyz has turned false")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", c.DrainTimeout, "how long requests in flight have when the edge stops")
 	fs.DurationVar(&c.ParkTimeout, "park-timeout", c.ParkTimeout, "how long a request waits when its site has no live backend")
-	fs.IntVar(&c.MaxConnections, "max-connections", c.MaxConnections, "most open client connections; 0 derives it from the descriptor limit")
-	fs.StringVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
-	fs.StringVar(&c.LogFormat, "log-format", c.LogFormat, "text or json; empty is text on a terminal, else json")
+	fs.IntVar(&c.MaxConnections, "max-connections", c.MaxConnections, "most open client `connections`; 0 derives it from the descriptor limit")
+	fs.IntVar(&c.TunnelConnections, "tunnel-connections", c.TunnelConnections, "most TCP `connections` of one tunnel; an agent opens more than one only while bulk would delay short requests")
+	fs.StringVar(&c.TunnelCongestion, "tunnel-congestion", c.TunnelCongestion, "TCP congestion control `name` for tunnels, where the system offers it; system leaves what the system has")
+	fs.DurationVar(&c.UsageInterval, "usage-interval", c.UsageInterval, "how often, about, what sites use is added to the totals in the store; a killed edge loses what it counted since")
+	fs.StringVar(&c.LogLevel, "log-level", c.LogLevel, "least `severity` to log: debug, info, warn or error")
+	fs.StringVar(&c.LogFormat, "log-format", c.LogFormat, "`form` of the log: text or json; empty is text on a terminal, else json")
 	fs.StringVar(&c.AccessLog, "access-log", c.AccessLog, "one line a request: a `file`, - for standard error, or off")
 }
 
@@ -138,8 +167,14 @@ func Default() Config {
 		DrainDelay:   3 * time.Second,
 		DrainTimeout: 30 * time.Second,
 		ParkTimeout:  5 * time.Second,
+		DNSTTL:       30 * time.Second,
 		LogLevel:     "info",
 		AccessLog:    "-",
+
+		UsageInterval: time.Minute,
+
+		TunnelConnections: 4,
+		TunnelCongestion:  "bbr",
 	}
 }
 
@@ -175,11 +210,29 @@ func (c *Config) Validate() error {
 	checkAddr("https", c.HTTPS, false)
 	checkAddr("admin", c.Admin, false)
 	checkAddr("cluster_listen", c.ClusterListen, true)
-	checkAddr("join", c.Join, true)
-	if c.ClusterListen == "" {
+	// A name is looked up when it is dialed: an edge that is a member restarts while
+	// the one it once joined at, and its name, are gone.
+	if _, port, err := net.SplitHostPort(c.Join); c.Join != "" && err != nil {
+		bad("join", "%q is not host:port: %v", c.Join, err)
+	} else if n, err := strconv.ParseUint(port, 10, 16); c.Join != "" && (err != nil || n == 0) {
+		bad("join", "%q is not host:port: %q is not a port", c.Join, port)
+	}
+	external := len(c.NATS) > 0
+	if err := (&kv.External{URLs: c.NATS, CredsFile: c.NATSCredsFile, CAFile: c.NATSCAFile}).Check(); err != nil {
+		bad("nats", "%v", err)
+	}
+	switch {
+	case external && c.ClusterListen != "":
+		bad("nats", "a NATS cluster carries bus and store: leave out cluster_listen")
+	case external && c.Join != "":
+		bad("nats", "edges on one NATS cluster need not join: leave out join")
+	case !external && c.NATSCredsFile+c.NATSCAFile != "":
+		bad("nats_creds_file", "needs nats, and so does nats_ca_file")
+	}
+	if c.ClusterListen == "" && !external {
 		for key, value := range map[string]string{"advertise": c.Advertise, "join": c.Join, "join_token_file": c.JoinTokenFile} {
 			if value != "" {
-				bad(key, "needs cluster_listen")
+				bad(key, "needs cluster_listen or nats")
 			}
 		}
 	} else if c.StoreDir != "" {
@@ -191,6 +244,8 @@ func (c *Config) Validate() error {
 		bad("join", "join and join_token_file need each other")
 	}
 
+	checkAddr("dns", c.DNS, true)
+	c.checkDNS(bad)
 	c.checkTLS(bad)
 	for _, p := range c.TrustedProxies {
 		if _, err := netip.ParsePrefix(p); err != nil {
@@ -207,6 +262,17 @@ func (c *Config) Validate() error {
 	}
 	if c.ParkTimeout < 0 {
 		bad("park_timeout", "must not be negative")
+	}
+	if c.UsageInterval < time.Second {
+		bad("usage_interval", "must be at least 1s")
+	}
+	if c.TunnelConnections < 0 || c.TunnelConnections > 16 {
+		bad("tunnel_connections", "%d is not from 1 to 16", c.TunnelConnections)
+	}
+	if c.TunnelCongestion != "" {
+		if err := tlsmux.CheckCongestion(c.TunnelCongestion); err != nil {
+			bad("tunnel_congestion", "%v", err)
+		}
 	}
 	if c.MaxConnections < 0 {
 		bad("max_connections", "must not be negative")

@@ -66,7 +66,12 @@ func (c *Config) Load(fs *pflag.FlagSet, lookup func(string) (string, bool)) err
 // DeferFaults makes parsing of fs go on after a bad value, so that Load can list
 // every fault and not only the first. Call it before fs is parsed.
 func DeferFaults(fs *pflag.FlagSet) {
-	fs.VisitAll(func(f *pflag.Flag) { f.Value = &deferred{Value: f.Value} })
+	fs.VisitAll(func(f *pflag.Flag) {
+		f.Value = &deferred{Value: f.Value}
+		if f.DefValue == "[]" || f.DefValue == "0" {
+			f.DefValue = "" // says nothing; the flag's text says what nothing means
+		}
+	})
 }
 
 // deferred keeps what is wrong with a flag's values until Load asks.

@@ -47,7 +47,7 @@ func TestF1EdgesOfANetworkShareOrdersAndChallenges(t *testing.T) {
 	for _, n := range names {
 		for i := range edges {
 			wg.Go(func() {
-				leaf, err := insist(p.Addr(i+1), n, roots, 40*time.Second)
+				leaf, err := insist(p.Addr(i+1), n, roots, visitors)
 				if err != nil {
 					t.Errorf("%s on edge %d: %v", n, i+1, err)
 					return

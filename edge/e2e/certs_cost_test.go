@@ -20,7 +20,7 @@ import (
 // nginx, with the same key type, curve and suite, in the same run.
 func TestHandshakeCostsLittleMoreThanNginxs(t *testing.T) {
 	// The clock of CPU time has ticks of 10 ms; the short form is coarse.
-	count, rounds, most := 1000, 2, 1.5
+	count, rounds, most := 1000, 5, 1.5
 	if long() {
 		count, rounds, most = 3000, 3, 1.2
 	}

@@ -279,7 +279,7 @@ func TestH15OneNormaliserForAllNames(t *testing.T) {
 			t.Errorf("%q: a certificate for %q, want %q", v, cert.Leaf.DNSNames, canonical)
 		}
 		// A site is the canonical one, or there is none.
-		err := n.ApplySite(t.Context(), site.Spec{Host: v})
+		err := n.ApplySites(t.Context(), []site.Spec{{Host: v}})
 		if nameErr != nil && err == nil && !strings.HasPrefix(v, "*.") {
 			t.Errorf("%q: no host name, but a site", v)
 		}

@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"net"
 	"net/http"
@@ -98,7 +97,7 @@ func TestWebSocketIsTransparent(t *testing.T) {
 		if err != nil {
 			return
 		}
-		defer c.CloseNow() //nolint:errcheck // the test judges what the client saw
+		defer c.CloseNow() // the test judges what the client saw
 		c.SetReadLimit(-1)
 		for {
 			kind, data, err := c.Read(r.Context())
@@ -329,7 +328,7 @@ func TestAGibibyteEachWayArrivesWhole(t *testing.T) {
 }
 
 func sum(r io.Reader) string {
-	var h hash.Hash = sha256.New()
+	h := sha256.New()
 	_, err := io.Copy(h, r)
 	if err != nil {
 		return err.Error()

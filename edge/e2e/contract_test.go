@@ -230,8 +230,8 @@ func TestTheTokenIsNowhereToBeSeen(t *testing.T) {
 func TestWhatIsNotServedSaysWhy(t *testing.T) {
 	n := edgetest.StartNode(t)
 	closed := "127.0.0.1:" + edgetest.FreePort(t)
-	_ = n.ApplySite(context.Background(), mustSite(t, "host: '*.example.com'\nparking: {wait: 0s}"))
-	_ = n.ApplySite(context.Background(), mustSite(t, "host: "+host+"\nparking: {wait: 200ms}"))
+	_ = n.ApplySites(context.Background(), []site.Spec{mustSite(t, "host: '*.example.com'\nparking: {wait: 0s}")})
+	_ = n.ApplySites(context.Background(), []site.Spec{mustSite(t, "host: "+host+"\nparking: {wait: 200ms}")})
 	client := n.Client(t, "h1")
 	get := func(url string) (int, string, http.Header) {
 		req, _ := http.NewRequest(http.MethodGet, url, nil)

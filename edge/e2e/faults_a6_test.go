@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net/http"
 	"testing"
 	"time"
 
@@ -24,6 +25,11 @@ func oneConnection(t *testing.T, id, proto string) {
 		e.AwaitReady(t, 2)
 	}
 	c := s.client(t, proto, host, s.anyReady())
+	// Requests that find no connection each dial one, of which all but the first are
+	// closed again; so the one connection is there before the load begins.
+	if r := c.Ask(t.Context(), oracle.Question{Path: "/get?n=1"}); r.Err != nil || r.Status != http.StatusOK {
+		t.Fatalf("the first request: status %d, %v", r.Status, r.Err)
+	}
 	l := oracle.Start(oracle.Plan{Rate: 100, Clients: []*oracle.Client{c}, Pause: 30 * time.Millisecond})
 	hold(500 * time.Millisecond)
 	before := c.Dialed()

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -17,7 +18,7 @@ import (
 
 // previous is the commit that counts as version N-1: set it when the protocol or the
 // order of its messages changes.
-const previous = "842c10dfc8084fdcdf71f454f4947500b8b6e545"
+const previous = "b642e5e88ac18f9e70bcfc40bb81e2d3d26b5959"
 
 // future makes one side's words those of a newer version: every object has a field
 // that nobody knows, every report is longer, and between the messages are some of a
@@ -124,8 +125,7 @@ func TestA9RollingUpgradeFromThePreviousVersion(t *testing.T) {
 	}
 	old, err := buildAt(t, previous)
 	if err != nil {
-		t.Logf("the previous version is not in this clone: %v", err)
-		return
+		t.Fatalf("the previous version is not in this clone; git fetch --unshallow: %v", err)
 	}
 	s := newStageOf(t, old, 2, "--drain-delay", "500ms", "--drain-timeout", "5s")
 	both := []int{0, 1}
@@ -180,7 +180,7 @@ func buildAt(t *testing.T, commit string) (edgetest.Binaries, error) {
 	}
 	archiveErr := archive.Run()
 	if err := unpack.Wait(); err != nil || archiveErr != nil {
-		return edgetest.Binaries{}, fmt.Errorf("git archive %.7s: %v, %v", commit, archiveErr, err)
+		return edgetest.Binaries{}, fmt.Errorf("git archive %.7s: %w", commit, errors.Join(archiveErr, err))
 	}
 	return edgetest.BuildIn(tree, t.TempDir())
 }

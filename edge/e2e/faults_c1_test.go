@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -127,7 +128,10 @@ func TestC1SilentTruncation(t *testing.T) {
 			e := binaries.StartEdge(t)
 			token := binaries.Token(t, e.Dir, "--host", host)
 			agent := edgetest.Start(t, e.AgentEnv(token, "WORMHOLE_ENDPOINT="+slowHalf(t, size)), binaries.Wormhole)
-			e.AwaitReady(t, 1)
+			rawToken := binaries.Token(t, e.Dir, "--host", otherHost, "--kind", "tcp")
+			rawAgent := sidecar(t, e, rawToken, rawApp(t), "raw")
+			e.AwaitReady(t, 2)
+			rawAddr := rawPortOf(t, e, otherHost, "")
 
 			clients := map[string]*http.Client{"h1": e.Client(t, "h1"), "h2": e.Client(t, "h2"), "h3": e.Client(t, "h3")}
 			var mu sync.Mutex
@@ -140,9 +144,12 @@ func TestC1SilentTruncation(t *testing.T) {
 					reached := sync.OnceFunc(half.Done)
 					defer reached()
 					var body io.ReadCloser
-					if proto == "h1.0" {
+					switch proto {
+					case "tcp":
+						body = dialRaw(t, rawAddr, fmt.Sprintf("stall %d", size/2))
+					case "h1.0":
 						body, one.err = http10(t, e, "/"+framing)
-					} else {
+					default:
 						var resp *http.Response
 						if resp, one.err = clients[proto].Get("https://" + host + "/" + framing); one.err == nil {
 							body = resp.Body
@@ -161,7 +168,7 @@ func TestC1SilentTruncation(t *testing.T) {
 							reached()
 						}
 					}
-					if one.err == io.EOF {
+					if errors.Is(one.err, io.EOF) {
 						one.err = nil
 					}
 					mu.Lock()
@@ -179,10 +186,14 @@ func TestC1SilentTruncation(t *testing.T) {
 					}
 				}
 			}
+			for range 6 * each {
+				start("tcp", "raw")
+			}
 			half.Wait()
 			killed := time.Now()
 			if victim == "agent" {
 				agent.Signal(syscall.SIGKILL)
+				rawAgent.Signal(syscall.SIGKILL)
 			} else {
 				e.Signal(syscall.SIGKILL)
 			}
@@ -197,7 +208,7 @@ func TestC1SilentTruncation(t *testing.T) {
 			}
 			oracle.Row{
 				ID:     "C1 " + victim,
-				Done:   fmt.Sprintf("kill -9 of the %s at half of %d MiB: %d downloads over h1, h2, h3, HTTP/1.0; chunked, Content-Length, close-delimited (raw TCP is not offered yet)", victim, size>>20, len(ended)),
+				Done:   fmt.Sprintf("kill -9 of the %s at half of %d MiB: %d downloads over h1, h2, h3, HTTP/1.0 (chunked, Content-Length, close-delimited) and raw TCP", victim, size>>20, len(ended)),
 				Figure: fmt.Sprintf("%d of %d clients saw an error, the last after %s", len(ended)-whole, len(ended), took.Round(time.Millisecond)),
 				Limit:  "all of 20 and more",
 				OK:     whole == 0 && len(ended) >= 20,

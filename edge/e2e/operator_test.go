@@ -75,7 +75,7 @@ func TestNothingButHealthAndMetricsIsOpen(t *testing.T) {
 	calls := map[string]string{
 		"GET /v1/status": "", "POST /v1/drain": "", "GET /v1/tokens": "", "POST /v1/tokens": `{"hosts":["a.example.com"]}`,
 		"POST /v1/tokens/inspect": `{"id":"x"}`, "POST /v1/tokens/revoke": `{"id":"x"}`, "GET /v1/keys": "", "POST /v1/keys/rotate": "",
-		"POST /v1/keys/remove": `{"id":"x"}`, "GET /v1/sites": "", "GET /v1/sites/a.example.com": "", "POST /v1/sites": "host: a.example.com",
+		"POST /v1/keys/remove": `{"id":"x"}`, "GET /v1/sites": "", "GET /v1/usage": "", "GET /v1/sites/a.example.com": "", "POST /v1/sites": "host: a.example.com",
 		"DELETE /v1/sites/a.example.com": "", "GET /v1/anything": "", "POST /metrics": "", "GET /debug/pprof/": "",
 	}
 	for call, body := range calls {
@@ -280,5 +280,38 @@ func TestGarbageOnThePublicPortDisturbsNobody(t *testing.T) {
 		if took := <-done; took > 7*time.Second {
 			t.Errorf("garbage was held for %s, want 5 s or so", took)
 		}
+	}
+}
+
+func TestAnEdgeOutlivesWhoReadsItsLog(t *testing.T) {
+	dir := t.TempDir()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(binaries.Edge, "serve", "--data-dir", dir, "--hostname", "edge.localhost", "--https", "127.0.0.1:0", "--http", "127.0.0.1:0",
+		"--admin", "127.0.0.1:0", "--drain-delay", "0s", "--drain-timeout", "1s")
+	cmd.Stdout, cmd.Stderr = write, write
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	defer func() { _ = cmd.Process.Kill() }()
+	_ = write.Close()
+	up := func() bool { _, _, status := cli(t, dir, "", "status"); return status == 0 }
+	edgetest.Eventually(t, "edge is up", up)
+	_ = read.Close()
+	mustCLI(t, dir, "", "token", "issue", "--host", host) // is logged
+	if _, errs, status := cli(t, dir, "", "drain"); status != 0 {
+		t.Errorf("drain: exit status %d: %s", status, errs)
+	}
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("the edge ended with %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the edge did not end")
 	}
 }

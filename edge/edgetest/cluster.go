@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -34,6 +35,12 @@ func (b Binaries) StartCluster(tb testing.TB, n int, args ...string) []*ClusterE
 // JoinCluster starts one more edge, the first if there is none.
 func (b Binaries) JoinCluster(tb testing.TB, members []*ClusterEdge, args ...string) *ClusterEdge {
 	tb.Helper()
+	return b.JoinClusterIn(tb, tb.TempDir(), members, args...)
+}
+
+// JoinClusterIn is JoinCluster with a data directory of the caller's.
+func (b Binaries) JoinClusterIn(tb testing.TB, dir string, members []*ClusterEdge, args ...string) *ClusterEdge {
+	tb.Helper()
 	port, mesh := KeptPort(tb), KeptPort(tb)
 	e := &ClusterEdge{bin: b, Door: "localhost:" + port}
 	e.args = append([]string{
@@ -48,14 +55,21 @@ func (b Binaries) JoinCluster(tb testing.TB, members []*ClusterEdge, args ...str
 		}
 		start = append(start, "--join", members[0].Door, "--join-token-file", file)
 	}
-	e.EdgeProcess = b.StartEdgeIn(tb, tb.TempDir(), start...)
+	e.EdgeProcess = b.StartEdgeIn(tb, dir, start...)
 	return e
 }
 
-// Restart starts the edge again where it was.
-func (e *ClusterEdge) Restart(tb testing.TB) {
+// StartClusterEdge starts an edge of a network that needs no join. args must name
+// ports that are kept.
+func (b Binaries) StartClusterEdge(tb testing.TB, door string, args ...string) *ClusterEdge {
 	tb.Helper()
-	e.EdgeProcess = e.bin.StartEdgeIn(tb, e.Dir, e.args...)
+	return &ClusterEdge{bin: b, Door: door, args: args, EdgeProcess: b.StartEdgeIn(tb, tb.TempDir(), args...)}
+}
+
+// Restart starts the edge again where it was, with more arguments for this time.
+func (e *ClusterEdge) Restart(tb testing.TB, args ...string) {
+	tb.Helper()
+	e.EdgeProcess = e.bin.StartEdgeIn(tb, e.Dir, slices.Concat(e.args, args)...)
 }
 
 // CLI runs a subcommand on the edge's data directory and returns what it printed.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -162,22 +163,47 @@ backend edges
 }
 
 // KeptPort is a free port below those that the system gives to outgoing
-// connections, so that a process that restarts finds it free again.
+// connections, so that a process that restarts finds it free again. No other test
+// gets it, of this process or another, until this one ends.
 func KeptPort(tb testing.TB) string {
 	tb.Helper()
 	for range 100 {
 		port := fmt.Sprint(12000 + rand.IntN(18000))
-		tcp, err := net.Listen("tcp", "127.0.0.1:"+port)
-		if err != nil {
-			continue
-		}
-		udp, err := net.ListenPacket("udp", "127.0.0.1:"+port)
-		_ = tcp.Close()
-		if err == nil {
-			_ = udp.Close()
+		if isFree("127.0.0.1:"+port) && claim(tb, port) {
 			return port
 		}
 	}
 	tb.Fatal("no free port was found")
 	return ""
+}
+
+// isFree reports whether TCP and UDP can have an address now.
+func isFree(addr string) bool {
+	tcp, err := net.Listen("tcp", addr)
+	if err != nil {
+		return false
+	}
+	defer tcp.Close()
+	udp, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return false
+	}
+	_ = udp.Close()
+	return true
+}
+
+// claim keeps a port that nobody listens on yet from other tests, and reports whether
+// it could. The claim is a name of the kernel's that ends with this process at the
+// latest; systems without such names go without.
+func claim(tb testing.TB, port string) bool {
+	tb.Helper()
+	if runtime.GOOS != "linux" {
+		return true
+	}
+	l, err := net.Listen("unix", "@wormhole-test-port-"+port)
+	if err != nil {
+		return false
+	}
+	tb.Cleanup(func() { _ = l.Close() })
+	return true
 }

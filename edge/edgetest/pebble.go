@@ -250,27 +250,16 @@ func (p *Pebble) StartAgent(tb testing.TB, c AgentConfig, nodes ...*Node) *Agent
 	return StartAgent(tb, c, nodes...)
 }
 
-// portOnAll is a port that is free for TCP and UDP on 127.0.0.1 to 127.0.0.n.
+// portOnAll is a port that is free for TCP and UDP on 127.0.0.1 to 127.0.0.n, and kept
+// as KeptPort's are.
 func portOnAll(tb testing.TB, n int) string {
 	tb.Helper()
 	for range 100 {
 		port, free := fmt.Sprint(12000+rand.IntN(18000)), true
 		for i := 1; i <= n && free; i++ {
-			addr := net.JoinHostPort(fmt.Sprintf("127.0.0.%d", i), port)
-			tcp, err := net.Listen("tcp", addr)
-			if err != nil {
-				free = false
-				continue
-			}
-			_ = tcp.Close()
-			udp, err := net.ListenPacket("udp", addr)
-			if err != nil {
-				free = false
-				continue
-			}
-			_ = udp.Close()
+			free = isFree(net.JoinHostPort(fmt.Sprintf("127.0.0.%d", i), port))
 		}
-		if free {
+		if free && claim(tb, port) {
 			return port
 		}
 	}

@@ -1,11 +1,14 @@
 package edgetest
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/time/rate"
 )
@@ -28,6 +31,7 @@ type Relay struct {
 	open    chan struct{} // closed while TCP bytes pass
 	refuse  bool
 	noUDP   bool
+	delay   time.Duration // each way of TCP
 	limiter *rate.Limiter // bytes a second each way of a connection; nil is no limit
 }
 
@@ -144,6 +148,19 @@ func (r *Relay) Limit(bytesPerSecond int) {
 	r.limiter = rate.NewLimiter(rate.Limit(bytesPerSecond), burst)
 }
 
+// Delay lets what is sent on TCP arrive so much later, each way.
+func (r *Relay) Delay(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.delay = d
+}
+
+func (r *Relay) late() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.delay
+}
+
 func (r *Relay) close() {
 	r.cancel()
 	_ = r.tcp.Close()
@@ -211,6 +228,10 @@ func (r *Relay) pump(to, from *net.TCPConn, limit *rate.Limiter) {
 		size = burst / 2
 		own = rate.NewLimiter(limit.Limit(), burst)
 	}
+	if r.late() > 0 {
+		r.pumpLate(to, from)
+		return
+	}
 	buf := make([]byte, size)
 	for {
 		n, err := from.Read(buf)
@@ -225,13 +246,65 @@ func (r *Relay) pump(to, from *net.TCPConn, limit *rate.Limiter) {
 			}
 		}
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			_ = to.CloseWrite()
 			return
 		case err != nil:
 			_ = to.SetLinger(0)
 			_ = to.Close()
 			return
+		}
+	}
+}
+
+// parcel is what was read at one time; none in it is the end.
+type parcel struct {
+	due  time.Time
+	text []byte
+	err  error
+}
+
+// pumpLate is pump over a long way: what is under way does not hold up what follows.
+func (r *Relay) pumpLate(to, from *net.TCPConn) {
+	way := make(chan parcel, 4096)
+	r.wg.Go(func() { // ends with from, which the other end of the way closes
+		defer close(way)
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := from.Read(buf)
+			p := parcel{due: time.Now().Add(r.late()), text: bytes.Clone(buf[:n]), err: err}
+			select {
+			case way <- p:
+			case <-r.ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+	for p := range way {
+		select {
+		case <-time.After(time.Until(p.due)):
+		case <-r.ctx.Done():
+			return
+		}
+		if !r.passes() {
+			return
+		}
+		if _, err := to.Write(p.text); err != nil {
+			_ = from.SetLinger(0)
+			_ = from.Close()
+			for range way { // it ends soon
+			}
+			return
+		}
+		switch {
+		case errors.Is(p.err, io.EOF):
+			_ = to.CloseWrite()
+		case p.err != nil:
+			_ = to.SetLinger(0)
+			_ = to.Close()
 		}
 	}
 }

@@ -33,13 +33,18 @@ const (
 	HTTP  = "http"  // TCP
 	Admin = "admin" // TCP
 	QUIC  = "quic"  // UDP
-	link  = "link"  // the stream socket that joins the processes
+	Raw   = "tcp/"  // TCP, with the host of the site that owns it
+	DNS   = "dns"   // TCP
+	// DNSPackets is UDP. Each query stands alone, so both processes may answer.
+	DNSPackets = "dnspackets"
+	link       = "link" // the stream socket that joins the processes
 )
 
 // Sockets are what a successor inherits; a nil field was not handed over.
 type Sockets struct {
-	HTTPS, HTTP, Admin net.Listener
-	QUIC               net.PacketConn
+	HTTPS, HTTP, Admin, DNS net.Listener
+	QUIC, DNSPackets        net.PacketConn
+	Raw                     map[string]net.Listener // by host
 
 	link net.Conn
 	gone chan struct{}
@@ -53,7 +58,7 @@ func Inherited() (*Sockets, error) {
 		return nil, nil
 	}
 	_ = os.Unsetenv(env)
-	s := &Sockets{gone: make(chan struct{})}
+	s := &Sockets{Raw: map[string]net.Listener{}, gone: make(chan struct{})}
 	for _, pair := range strings.Split(text, ",") {
 		name, number, _ := strings.Cut(pair, "=")
 		fd, err := strconv.Atoi(number)
@@ -72,6 +77,10 @@ func Inherited() (*Sockets, error) {
 
 func (s *Sockets) adopt(name string, f *os.File) (err error) {
 	defer f.Close()
+	if host, ok := strings.CutPrefix(name, Raw); ok {
+		s.Raw[host], err = net.FileListener(f)
+		return err
+	}
 	switch name {
 	case HTTPS:
 		s.HTTPS, err = net.FileListener(f)
@@ -81,6 +90,10 @@ func (s *Sockets) adopt(name string, f *os.File) (err error) {
 		s.Admin, err = net.FileListener(f)
 	case QUIC:
 		s.QUIC, err = net.FilePacketConn(f)
+	case DNS:
+		s.DNS, err = net.FileListener(f)
+	case DNSPackets:
+		s.DNSPackets, err = net.FilePacketConn(f)
 	case link:
 		s.link, err = net.FileConn(f)
 	default:

@@ -5,7 +5,11 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"wormhole/shared/gather"
+	"wormhole/shared/socket"
 )
 
 // maxHandshakeBytes bounds what a client may send before the TLS handshake is
@@ -20,14 +24,19 @@ var errHandshakeTooLong = errors.New("more than 8 KiB before the end of the hand
 type conn struct {
 	net.Conn
 	door *door
+	out  gather.Writer // to Conn
+	h1   gathered      // the answer being sent, with HTTP/1.1 over TLS
 
 	// budget is how many bytes may still be read while the handshake lasts; negative
 	// means no limit. Only the goroutine that reads touches it.
 	budget   int
 	deadline time.Time // of the handshake
 
+	idle atomic.Bool // the HTTP server waits for its next request
+
 	place *list.Element // among those who wait; guarded by door.mu
 	agent bool          // guarded by door.mu
+	http1 *h1Conn       // what the server has, with HTTP/1.1 over TLS; guarded by door.mu
 
 	closing sync.Once
 	err     error
@@ -45,6 +54,14 @@ func (c *conn) Read(p []byte) (int, error) {
 	c.budget -= n
 	return n, err
 }
+
+// Write implements net.Conn.
+func (c *conn) Write(p []byte) (int, error) { return c.out.Write(p) }
+
+// Hold and Release make one write of what is written between them; see gather.
+func (c *conn) Hold()                             { c.out.Hold() }
+func (c *conn) Release() error                    { return c.out.Release() }
+func (c *conn) ReleaseNow() (all bool, err error) { return c.out.ReleaseNow() }
 
 // helloRead gives a client that sent its ClientHello the rest of the time for the
 // handshake.
@@ -74,7 +91,7 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 	if t.IsZero() || time.Since(t) < time.Hour {
 		return c.Conn.SetWriteDeadline(t)
 	}
-	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+	if tcp := socket.TCP(c.Conn); tcp != nil {
 		_ = tcp.SetLinger(0)
 	}
 	return c.Close()

@@ -1,7 +1,7 @@
 package ingress
 
 import (
-	"log"
+	"log" //nolint:depguard // net/http takes no other for its complaints
 	"net"
 	"net/http"
 	"sync"
@@ -17,7 +17,8 @@ func (in *Ingress) server(h http.Handler) *http.Server {
 	protocols.SetHTTP2(true) // after TLS only; never unencrypted
 	return &http.Server{
 		Handler:           honestEnd(h),
-		ConnContext:       withSocket,
+		ConnContext:       withConn,
+		ConnState:         noteIdle,
 		Protocols:         protocols,
 		ReadHeaderTimeout: in.cfg.HeaderTimeout,
 		IdleTimeout:       in.cfg.IdleTimeout,
@@ -49,7 +50,7 @@ func (in *Ingress) serveVisitor(w http.ResponseWriter, r *http.Request) {
 	} else if d := in.quic.Load(); d != nil && r.ProtoMajor < 3 {
 		w.Header()["Alt-Svc"] = d.altSvc
 	}
-	in.to.Visitor.ServeHTTP(w, r)
+	in.to.Visitor.ServeHTTP(gatherH1(w, r), r)
 }
 
 // handoff is a net.Listener whose connections were accepted elsewhere. net/http

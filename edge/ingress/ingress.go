@@ -225,6 +225,7 @@ func (in *Ingress) Serve(ctx context.Context) error {
 	}
 	in.work.Go(func() { in.report(in.visitor.Serve(in.handed)) })
 	in.work.Go(func() { in.report(in.tcp.run()) })
+	in.work.Go(in.tcp.lookAfter)
 	if in.http != nil {
 		in.work.Go(func() { in.report(in.clear.Serve(in.opened)) })
 		in.work.Go(func() { in.report(in.plain.run()) })

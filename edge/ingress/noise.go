@@ -38,7 +38,7 @@ func (n *noise) say(message string, remote net.Addr, err error) {
 	if skipped := n.skipped.Swap(0); skipped > 0 {
 		attrs = append(attrs, slog.Int64("skipped", skipped))
 	}
-	n.log.LogAttrs(context.Background(), slog.LevelInfo, message, attrs...)
+	n.log.LogAttrs(context.Background(), slog.LevelInfo, message, attrs...) //nolint:sloglint // callers write it as a literal
 }
 
 // Write takes the complaints of net/http's servers.

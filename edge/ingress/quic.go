@@ -145,7 +145,7 @@ func (d *quicDoor) run() error {
 // enter leads a connection to whom it belongs.
 func (d *quicDoor) enter(conn *quic.Conn) {
 	if conn.ConnectionState().TLS.NegotiatedProtocol == protocol.ALPN {
-		defer conn.CloseWithError(0, "")
+		defer func() { _ = conn.CloseWithError(0, "") }()
 		d.in.to.AgentQUIC(d.in.agents, conn)
 		return
 	}
@@ -219,7 +219,7 @@ func (d *quicDoor) goAway(ctx context.Context, c *h3Conn) bool {
 	)
 	// Not waited for here: it waits for handlers, even past its context.
 	d.in.work.Go(func() { _ = c.server.Shutdown(ctx) })
-	defer c.conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "")
+	defer func() { _ = c.conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "") }()
 	tick := time.NewTicker(look)
 	defer tick.Stop()
 	idle := time.Duration(0)

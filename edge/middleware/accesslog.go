@@ -160,7 +160,7 @@ func (l *AccessLog) Run(ctx context.Context) error {
 
 func appendLine(b []byte, rec *proxy.Record) []byte {
 	b = append(b, `{"time":"`...)
-	b = rec.Start.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z")
+	b = appendTime(b, rec.Start)
 	b = append(b, `","msg":"request"`...)
 	b = appendText(b, "site", rec.Site)
 	b = appendText(b, "host", rec.Host)
@@ -205,7 +205,25 @@ func appendInt(b []byte, key string, v int64) []byte {
 
 // appendSeconds writes a duration as seconds with microseconds.
 func appendSeconds(b []byte, key string, d time.Duration) []byte {
-	return strconv.AppendFloat(appendKey(b, key), float64(d.Microseconds())/1e6, 'f', 6, 64)
+	d = max(d, 0)
+	b = strconv.AppendInt(appendKey(b, key), int64(d/time.Second), 10)
+	return appendMicroseconds(b, d%time.Second)
+}
+
+// appendTime writes a moment in UTC with microseconds.
+func appendTime(b []byte, t time.Time) []byte {
+	b = t.UTC().AppendFormat(b, time.RFC3339) // the layout that package time is quick with
+	b = appendMicroseconds(b[:len(b)-len("Z")], time.Duration(t.Nanosecond()))
+	return append(b, 'Z')
+}
+
+// appendMicroseconds writes a part of a second.
+func appendMicroseconds(b []byte, part time.Duration) []byte {
+	b = append(b, ".000000"...)
+	for i, n := len(b)-1, part.Microseconds(); n > 0; i, n = i-1, n/10 {
+		b[i] += byte(n % 10)
+	}
+	return b
 }
 
 func appendText(b []byte, key, text string) []byte {

@@ -86,7 +86,7 @@ func TestRecoverLogsAndAborts(t *testing.T) {
 		h := Recover(logger)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(c.value) }))
 		func() {
 			defer func() {
-				if p := recover(); p != http.ErrAbortHandler {
+				if p := recover(); p != http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
 					t.Errorf("%s: panicked with %v", name, p)
 				}
 			}()

@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"errors"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -17,7 +18,7 @@ func Recover(logger *slog.Logger) func(http.Handler) http.Handler {
 				if p == nil {
 					return
 				}
-				if p != http.ErrAbortHandler {
+				if err, ok := p.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 					logger.Error("panic in a request", "host", r.Host, "request_id", RequestIDOf(r), "remote", r.RemoteAddr,
 						"err", p, "stack", string(debug.Stack()))
 				}

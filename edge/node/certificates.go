@@ -124,6 +124,9 @@ func (n *Node) openACME() error {
 	}
 	n.sites.OnNewHost(n.certs.acme.Want)
 	n.certs.acme.Want(n.cfg.Hostname)
+	for _, zone := range n.cfg.DNSZones {
+		n.certs.acme.Want(zone)
+	}
 	for _, s := range n.sites.List() {
 		n.certs.acme.Want(s.Host())
 	}
@@ -148,10 +151,10 @@ func (n *Node) answerChallenges(next http.Handler) http.Handler {
 	return n.certs.acme.HTTPHandler(next)
 }
 
-// mayHaveCertificate is the policy: this edge's own name, sites that are known,
-// and names that only this machine resolves.
+// mayHaveCertificate is the policy: this edge's own name, those it shares with
+// others, sites that are known, and names that only this machine resolves.
 func (n *Node) mayHaveCertificate(host string) (pattern string, ok bool) {
-	if host == n.cfg.Hostname || host == "localhost" {
+	if host == n.cfg.Hostname || host == "localhost" || slices.Contains(n.cfg.DNSZones, host) {
 		return host, true
 	}
 	if pattern, ok := n.network.Pattern(host); ok {

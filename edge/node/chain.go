@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"time"
 
 	"wormhole/edge/ingress"
 	"wormhole/edge/middleware"
@@ -21,11 +22,39 @@ func (n *Node) visitors() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.proxy, err = proxy.New(proxy.Config{RequestID: middleware.RequestIDOf, AccessLog: log}, n.network, n.metrics, n.logger); err != nil {
+	if n.proxy, err = proxy.New(proxy.Config{RequestID: middleware.RequestIDOf, Taken: ingress.Taken, AccessLog: log, Usage: n.usage}, n.network, n.metrics, n.logger); err != nil {
 		return nil, err
 	}
 	rules := middleware.Rules(n.network, middleware.NewLimiter(limitedClients), n.refuse)
-	return n.surround(rules(n.proxy)), nil
+	return n.surround(n.shed(rules(n.proxy))), nil
+}
+
+// Of the memory that an edge may use, as much as one session with an agent or another
+// edge may hold for bytes that nobody reads, where that is less than without a limit.
+const sessionPart = 0.25
+
+// shed refuses requests while memory is nearly used up: those in flight need what is
+// left.
+func (n *Node) shed(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		work, ok := n.memory.Begin()
+		if !ok {
+			n.refuse(w, r, middleware.Refusal{
+				Status: http.StatusServiceUnavailable, Code: "overloaded", Text: "This edge is overloaded.", RetryAfter: time.Second,
+			})
+			return
+		}
+		defer n.memory.End(work)
+		h.ServeHTTP(w, r)
+	})
+}
+
+func (n *Node) tellMemory(full bool, used int64) {
+	if full {
+		n.logger.Warn("memory is nearly used up, refusing requests and agents", "used", used, "limit", n.memory.Limit())
+	} else {
+		n.logger.Info("memory is free again", "used", used, "limit", n.memory.Limit())
+	}
 }
 
 // plain is what answers on the door without TLS: a redirect for sites that say so.

@@ -11,6 +11,8 @@ import (
 
 	"wormhole/edge/admin"
 	"wormhole/edge/cluster"
+	"wormhole/edge/cluster/kv"
+	"wormhole/edge/cluster/relay"
 	"wormhole/edge/cluster/store"
 	"wormhole/edge/ingress"
 	"wormhole/edge/site"
@@ -30,11 +32,11 @@ func (n *Node) openStore(ctx context.Context) error {
 	if dir == "" {
 		dir = filepath.Join(n.cfg.DataDir, "store")
 	}
-	if n.cfg.ClusterListen != "" {
+	if n.cfg.ClusterListen != "" || len(n.cfg.NATS) > 0 {
 		return n.openCluster(ctx, dir)
 	}
 	if _, err := os.Stat(filepath.Join(n.cfg.DataDir, cluster.Folder)); err == nil {
-		return errors.New("data_dir: this edge is a member of a cluster: start it with --cluster-listen, or give it another --data-dir")
+		return errors.New("data_dir: this edge is a member of a cluster: start it with --cluster-listen or --nats, or give it another --data-dir")
 	}
 	opened, err := store.OpenDir(dir)
 	if err != nil {
@@ -45,18 +47,15 @@ func (n *Node) openStore(ctx context.Context) error {
 }
 
 func (n *Node) openCluster(ctx context.Context, before string) error {
-	token := ""
-	if n.cfg.Join != "" && n.cfg.JoinTokenFile != "" {
-		text, err := os.ReadFile(n.cfg.JoinTokenFile)
-		if err != nil {
-			return fmt.Errorf("join_token_file: %w", err)
-		}
-		token = string(text)
-	}
 	host, _ := n.advertised()
+	var external *kv.External
+	if len(n.cfg.NATS) > 0 {
+		external = &kv.External{URLs: n.cfg.NATS, CredsFile: n.cfg.NATSCredsFile, CAFile: n.cfg.NATSCAFile}
+	}
 	c, err := cluster.Open(ctx, cluster.Config{
 		Dir: filepath.Join(n.cfg.DataDir, cluster.Folder), Node: n.id, Region: n.cfg.Region, Version: n.version,
-		Listen: n.cfg.ClusterListen, Advertise: host, Join: n.cfg.Join, JoinToken: token, Import: before,
+		Listen: n.cfg.ClusterListen, Advertise: host, Join: n.cfg.Join, JoinTokenFile: n.cfg.JoinTokenFile, External: external, Import: before,
+		SessionMemory: n.memory.Part(sessionPart, relay.SessionMemory),
 		// Agents that trust one edge's own authority must trust them all.
 		SharedFiles: map[string]string{"internal-ca": filepath.Join(n.cfg.DataDir, "ca", "ca-key.pem")},
 	}, n.logger)
@@ -109,6 +108,7 @@ func (n *Node) announceEdges(ctx context.Context) {
 	if port == "" {
 		_, port, _ = net.SplitHostPort(n.ingress.Addrs().HTTPS.String())
 	}
+	n.cluster.Publish(n.public())
 	n.cluster.Announce(ctx, net.JoinHostPort(host, port), func(live []cluster.Live) {
 		edges := make([]protocol.Edge, 0, len(live))
 		for _, l := range live {
@@ -118,7 +118,7 @@ func (n *Node) announceEdges(ctx context.Context) {
 	})
 }
 
-var errNoCluster = &admin.Error{Status: 409, Code: "no_cluster", Message: "this edge runs alone: start it with --cluster-listen"}
+var errNoCluster = &admin.Error{Status: 409, Code: "no_cluster", Message: "this edge runs alone: start it with --cluster-listen or --nats"}
 
 // Cluster describes the network of edges; nil if this one runs alone.
 func (n *Node) Cluster() *cluster.Status {
@@ -135,6 +135,22 @@ func (n *Node) JoinToken(ttl time.Duration) (string, time.Time, error) {
 		return "", time.Time{}, errNoCluster
 	}
 	return n.cluster.JoinToken(ttl)
+}
+
+// PromoteCluster moves the network's store to three edges.
+func (n *Node) PromoteCluster(ctx context.Context, edges []string) (*cluster.Promotion, error) {
+	if n.cluster == nil {
+		return nil, errNoCluster
+	}
+	return n.cluster.Promote(ctx, edges)
+}
+
+// ReplaceInCluster has another edge hold the network's store in place of one of three.
+func (n *Node) ReplaceInCluster(ctx context.Context, lost, come string) (*cluster.Replacement, error) {
+	if n.cluster == nil {
+		return nil, errNoCluster
+	}
+	return n.cluster.Replace(ctx, lost, come)
 }
 
 // LeaveCluster makes an edge a member no more; this one if id is empty, which then

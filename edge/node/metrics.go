@@ -80,12 +80,15 @@ var (
 	descSites    = prometheus.NewDesc("wormhole_edge_sites", "Sites known.", nil, nil)
 	descRefused  = prometheus.NewDesc("wormhole_edge_agents_refused_total", "Agents refused at the door, by code.", []string{"code"}, nil)
 	descDraining = prometheus.NewDesc("wormhole_edge_draining", "1 while the node is being taken out of service.", nil, nil)
+	descDNS      = prometheus.NewDesc("wormhole_edge_dns_queries_total", "DNS queries, by what became of them.", []string{"result"}, nil)
+	descRawOpen  = prometheus.NewDesc("wormhole_edge_tcp_connections", "Raw TCP connections open now.", nil, nil)
+	descRaw      = prometheus.NewDesc("wormhole_edge_tcp_connections_total", "Raw TCP connections by how they went: ended properly, cut, or refused for want of a place or a backend.", []string{"result"}, nil)
 	descBuild    = prometheus.NewDesc("wormhole_edge_build_info", "1, labelled with the version.", []string{"version"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (s *state) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descTunnels, descBackends, descInFlight, descStreams, descSites, descRefused, descDraining, descBuild} {
+	for _, d := range []*prometheus.Desc{descTunnels, descBackends, descInFlight, descStreams, descSites, descRefused, descDraining, descDNS, descRawOpen, descRaw, descBuild} {
 		ch <- d
 	}
 	s.node.certs.describe(ch)
@@ -124,6 +127,16 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 		draining = 1
 	}
 	gauge(descDraining, draining)
+	gauge(descRawOpen, float64(s.node.raw.Open()))
+	ended, cut, refused := s.node.raw.Counts()
+	for result, v := range map[string]uint64{"ended": ended, "cut": cut, "refused": refused} {
+		ch <- prometheus.MustNewConstMetric(descRaw, prometheus.CounterValue, float64(v), result)
+	}
 	gauge(descBuild, 1, s.node.version)
 	s.node.certs.collect(ch)
+	if s.node.dns != nil {
+		for result, v := range s.node.dns.Counts() {
+			ch <- prometheus.MustNewConstMetric(descDNS, prometheus.CounterValue, float64(v), result)
+		}
+	}
 }

@@ -31,9 +31,13 @@ import (
 	"wormhole/edge/handover"
 	"wormhole/edge/ingress"
 	"wormhole/edge/middleware"
+	"wormhole/edge/nameserver"
 	"wormhole/edge/proxy"
+	"wormhole/edge/rawtcp"
 	"wormhole/edge/site"
 	"wormhole/edge/upstream"
+	"wormhole/edge/usage"
+	"wormhole/shared/memory"
 	"wormhole/shared/notify"
 	"wormhole/shared/protocol"
 )
@@ -58,9 +62,13 @@ type Node struct {
 	log        *middleware.AccessLog // nil unless the access log is a file
 	logFile    *os.File              // of log
 	ingress    *ingress.Ingress
+	dns        *nameserver.Server // nil unless this edge answers queries
+	raw        *rawtcp.Server
 	metrics    *metrics
+	usage      *usage.Meter
 	closeStore func() error
 	manager    notify.Manager // who started this process
+	memory     *memory.Ceiling
 
 	adminListener net.Listener
 	adminServer   *http.Server
@@ -89,7 +97,7 @@ func Succeed(ctx context.Context, cfg config.Config, version string, inherited *
 	n := &Node{
 		cfg: cfg, version: version, logger: logger, started: time.Now(), inherited: inherited,
 		drain: make(chan struct{}), ready: make(chan struct{}),
-		manager: notify.To(os.Getenv(notify.Variable)),
+		manager: notify.To(os.Getenv(notify.Variable)), memory: memory.NewCeiling(),
 	}
 	defer func() {
 		if err != nil {
@@ -122,12 +130,16 @@ func Succeed(ctx context.Context, cfg config.Config, version string, inherited *
 	n.door, err = agents.New(agents.Config{
 		Node: n.id, Region: cfg.Region, Version: version,
 		Upstream: upstream.Config{Buffers: new(upstream.Buffers)}, // one set for all tunnels
+		Full:     n.memory.Full, SessionMemory: n.memory.Part(sessionPart, agents.SessionMemory),
+
+		Connections: cfg.TunnelConnections, Congestion: cfg.TunnelCongestion,
 	}, n.authority, n.sites, logger)
 	if err != nil {
 		return nil, err
 	}
 	n.authority.OnRevoke(n.door.Revoke)
 	n.metrics = newMetrics(n)
+	n.usage = usage.New(usage.Config{Interval: cfg.UsageInterval}, n.store, logger)
 
 	visitor, err := n.visitors()
 	if err != nil {
@@ -151,9 +163,10 @@ func Succeed(ctx context.Context, cfg config.Config, version string, inherited *
 	} else if n.adminListener, adminErr = net.Listen("tcp", cfg.Admin); adminErr != nil {
 		adminErr = fmt.Errorf("--admin: %w", adminErr)
 	}
-	if err := errors.Join(doors, adminErr); err != nil {
+	if err := errors.Join(doors, adminErr, n.openDNS()); err != nil {
 		return nil, err
 	}
+	n.openRawTCP()
 	n.announceEdges(ctx)
 	guard := admin.NewGuard(credential, n.adminListener.Addr(), cfg.Hostname)
 	n.adminServer = &http.Server{
@@ -185,18 +198,25 @@ func (n *Node) Run(ctx context.Context) error {
 			}
 		})
 	}
+	run("memory", func(ctx context.Context) error { n.memory.Run(ctx, n.tellMemory); return nil })
+	wg.Go(func() { n.guard().run(parts) })
 	run("authority", n.authority.Run)
 	run("sites", n.keeper.Run)
+	run("usage", n.usage.Run)
 	run("agents", n.door.Run)
 	if n.cluster != nil {
 		run("followed sites", n.keeper.Follow)
 		run("cluster", n.cluster.Run)
 	}
 	n.runCertificates(run)
+	if n.dns != nil {
+		run("dns", n.dns.Run)
+	}
 	if n.log != nil {
 		run("access log", n.log.Run)
 	}
 	run("ingress", n.ingress.Serve)
+	run("raw tcp", n.raw.Run)
 	run("admin", func(context.Context) error {
 		if err := n.adminServer.Serve(n.adminListener); !errors.Is(err, http.ErrServerClosed) {
 			return err
@@ -232,6 +252,9 @@ func (n *Node) Run(ctx context.Context) error {
 // acceptLast is how long a door takes to serve those in its queue and stop.
 const acceptLast = 50 * time.Millisecond
 
+// lastAnswer is how long the operator's calls in flight have at the very end.
+const lastAnswer = 500 * time.Millisecond
+
 // leave takes the node out of service. When orderly, balancers in front are given
 // time to notice and agents and requests to finish.
 func (n *Node) leave(orderly bool) {
@@ -248,6 +271,7 @@ func (n *Node) leave(orderly bool) {
 		// Agents that come back to the same address must meet the successor, and so
 		// must the operator.
 		n.ingress.StopAccepting()
+		n.raw.StopAccepting()
 		_ = n.adminServer.Close()
 		time.Sleep(acceptLast)
 	} else {
@@ -260,11 +284,24 @@ func (n *Node) leave(orderly bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
 	n.door.GoAway(deadline)
+	n.raw.StopAccepting()
 	err := n.ingress.Shutdown(ctx)
-	if cut := n.proxy.Drain(ctx); err != nil || cut > 0 {
-		n.logger.Warn("requests were cut at the drain deadline", "err", err, "upgraded", cut)
+	upgraded, raw := n.proxy.Drain(ctx), n.raw.Shutdown(ctx)
+	if err != nil || upgraded > 0 || raw > 0 {
+		n.logger.Warn("requests were cut at the drain deadline", "err", err, "upgraded", upgraded, "raw_tcp", raw)
 	}
-	_ = n.adminServer.Close()
+	if n.cluster != nil {
+		if err := n.cluster.EndRelays(ctx); err != nil {
+			n.logger.Warn("requests of other edges were cut at the drain deadline", "err", err)
+		}
+	}
+	n.writeUsage()
+	// Whoever asked for the drain is told that it has begun, however soon it is over.
+	last, stop := context.WithTimeout(context.Background(), lastAnswer)
+	defer stop()
+	if n.adminServer.Shutdown(last) != nil {
+		_ = n.adminServer.Close()
+	}
 }
 
 // closeAll releases what New opened; every step is safe twice and on a node that
@@ -273,8 +310,14 @@ func (n *Node) closeAll() {
 	if n.ingress != nil {
 		_ = n.ingress.Close()
 	}
+	if n.raw != nil {
+		n.raw.Close()
+	}
 	if n.door != nil {
 		_ = n.door.Close()
+	}
+	if n.dns != nil {
+		_ = n.dns.Close()
 	}
 	if n.adminListener != nil {
 		_ = n.adminListener.Close()
@@ -336,7 +379,7 @@ func (n *Node) edges() []protocol.Edge {
 // announce logs where the doors are; addresses may have been asked for with port 0.
 func (n *Node) announce() {
 	addrs := n.addresses()
-	n.logger.Info("edge serves", "node", n.id, "https", addrs["https"], "http", addrs["http"], "admin", addrs["admin"],
+	n.logger.Info("edge serves", "node", n.id, "https", addrs["https"], "http", addrs["http"], "admin", addrs["admin"], "dns", addrs["dns"],
 		"hostname", n.cfg.Hostname, "region", n.cfg.Region, "version", n.version, "data_dir", n.cfg.DataDir)
 }
 

@@ -27,6 +27,7 @@ func (n *Node) Status() admin.Status {
 		CA:        n.CAFile(),
 		Sites:     len(n.sites.List()),
 		Cluster:   n.Cluster(),
+		RawTCP:    n.rawStatus(),
 		Backends:  []admin.Backend{},
 	}
 	if n.draining.Load() {
@@ -36,7 +37,7 @@ func (n *Node) Status() admin.Status {
 		b := t.Backend()
 		info := b.Info()
 		s.Backends = append(s.Backends, admin.Backend{
-			ID: info.ID, Name: info.Name, Hosts: t.Hosts(), State: stateOf(b), InFlight: b.InFlight(), Streams: t.Streams(),
+			ID: info.ID, Name: info.Name, Hosts: t.Hosts(), State: stateOf(b), InFlight: b.InFlight(), Streams: t.Streams(), Kinds: info.Kinds,
 			Carrier: info.Carrier, Remote: info.Remote, TokenID: info.TokenID, Instance: info.Instance, Tags: info.Tags,
 			Release: info.Release, Branch: info.Branch, Version: info.Version, Since: info.Since, LastBeat: t.LastBeat(),
 		})
@@ -70,6 +71,9 @@ func (n *Node) addresses() map[string]string {
 	}
 	if addrs.HTTP != nil {
 		out["http"] = addrs.HTTP.String()
+	}
+	if n.dns != nil {
+		out["dns"] = n.dns.Addr().String()
 	}
 	if n.adminListener != nil {
 		out["admin"] = n.adminListener.Addr().String()
@@ -123,9 +127,6 @@ func (n *Node) SiteSpec(host string) (site.Spec, bool) {
 	spec.Host = s.Host()
 	return spec, true
 }
-
-// ApplySite puts rules into force, durably.
-func (n *Node) ApplySite(ctx context.Context, spec site.Spec) error { return n.keeper.Apply(ctx, spec) }
 
 // DeleteSite withdraws them.
 func (n *Node) DeleteSite(ctx context.Context, host string) (bool, error) {

@@ -35,6 +35,12 @@ func (n *Node) Upgrade(path string, args []string) error {
 	if http != nil {
 		sockets[handover.HTTP] = http
 	}
+	if n.dns != nil {
+		sockets[handover.DNS], sockets[handover.DNSPackets] = n.dns.Sockets()
+	}
+	for host, listener := range n.raw.Listeners() {
+		sockets[handover.Raw+host] = listener
+	}
 	n.logger.Info("starting successor", "node", n.id, "path", path)
 	successor, err := handover.Start(path, args, sockets, takeOver)
 	if err != nil {

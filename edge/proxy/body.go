@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wormhole/edge/upstream"
+	"wormhole/edge/usage"
 )
 
 // replayBytes is the longest body that is read whole before it is sent, so that the
@@ -28,6 +29,9 @@ type body struct {
 	src     io.Reader
 	read    atomic.Int64 // bytes
 	touched atomic.Bool  // somebody has begun to read it
+
+	meter *usage.Meter
+	used  *usage.Counter
 }
 
 // openBody looks at the body's frame. A short body of known length is read now.
@@ -48,6 +52,7 @@ func (v *visit) openBody() *fault {
 		return nil
 	case b.length < 0 || b.length > replayBytes || b.expect || len(r.Trailer) > 0:
 		b.stream = true
+		b.meter, b.used = v.p.cfg.Usage, v.site.Usage()
 		return nil
 	}
 	return v.readBody()
@@ -99,11 +104,21 @@ func (b *body) attach(v *visit, out *upstream.Request) {
 func (b *body) Read(p []byte) (int, error) {
 	b.touched.Store(true)
 	n, err := b.src.Read(p)
-	if total := b.read.Add(int64(n)); b.limit > 0 && total > b.limit {
+	total := b.read.Add(int64(n))
+	if whole := wholeUnits(total, n); whole > 0 && total < ended {
+		b.meter.Bytes(b.used, whole, 0)
+	}
+	if b.limit > 0 && total > b.limit {
 		return 0, errBodyTooLarge
 	}
 	return n, err
 }
+
+// ended is what read holds beside its bytes once they have been reported.
+const ended = 1 << 62
+
+// end returns how many bytes were read; later ones count for nobody.
+func (b *body) end() int64 { return b.read.Add(ended) - ended }
 
 // bodyBuffers lends memory for short bodies. The zero value is ready.
 type bodyBuffers struct {

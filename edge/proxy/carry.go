@@ -88,7 +88,7 @@ func (v *visit) attempt(ctx context.Context, b *balance.Backend) *upstream.Error
 	if resp.Upgraded {
 		v.upgrade(ctx, resp)
 	} else {
-		v.deliver(ctx, b, resp)
+		v.deliver(ctx, resp)
 	}
 	return nil
 }
@@ -146,9 +146,8 @@ func (v *visit) pick(ctx context.Context) (*balance.Backend, *fault) {
 	if v.last != nil {
 		return nil, faultOf(v.last)
 	}
-	// An agent whose app is not ready knows best what to say.
-	if b := v.pool.PickAny(); b != nil {
-		return b, nil
+	if v.pool.Unready() {
+		return nil, &notReady
 	}
 	return nil, &noBackend
 }
@@ -246,5 +245,16 @@ func (v *visit) InterruptWrite() {
 		_ = http.NewResponseController(v.w).SetWriteDeadline(longAgo())
 	}
 }
+
+// Taken returns how many bytes the client's connection has acknowledged, and whether
+// it is owed more.
+func (v *visit) Taken() (uint64, bool) {
+	if v.p.cfg.Taken == nil {
+		return 0, false
+	}
+	return v.p.cfg.Taken(v.r)
+}
+
+var _ upstream.Taker = (*visit)(nil)
 
 func longAgo() time.Time { return time.Unix(1, 0) }

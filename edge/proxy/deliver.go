@@ -6,15 +6,15 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
-	"wormhole/edge/balance"
 	"wormhole/edge/upstream"
 )
 
 // deliver copies the app's answer to the client. It panics with
 // http.ErrAbortHandler when the body cannot be brought to its end: the client must
 // never take half of it for the whole.
-func (v *visit) deliver(ctx context.Context, b *balance.Backend, resp *upstream.Response) {
+func (v *visit) deliver(ctx context.Context, resp *upstream.Response) {
 	h := v.w.Header()
 	copyFields(h, resp.Fields)
 	if resp.Status == http.StatusNoContent {
@@ -46,14 +46,27 @@ func (v *visit) deliver(ctx context.Context, b *balance.Backend, resp *upstream.
 		if err != nil {
 			v.cut(err)
 		}
+		more := !resp.Done() && !resp.Waiting()
+		if more && len(piece) >= worthHolding {
+			v.hold()
+		}
 		n, err := v.w.Write(piece)
 		v.rec.BytesOut += int64(n)
+		if whole := wholeUnits(v.rec.BytesOut, n); whole > 0 {
+			v.p.cfg.Usage.Bytes(v.site.Usage(), 0, whole)
+		}
+		if err == nil && !more {
+			err = v.release()
+		}
 		if err != nil {
 			v.cut(err)
 		}
 		if resp.Waiting() {
 			v.flush()
 		}
+	}
+	if err := v.release(); err != nil {
+		v.cut(err)
 	}
 	for _, f := range resp.Trailers() {
 		name := http.TrailerPrefix + f.Name
@@ -64,8 +77,50 @@ func (v *visit) deliver(ctx context.Context, b *balance.Backend, resp *upstream.
 	}
 }
 
+// worthHolding is from what size on a piece of a body is sent together with what has
+// come behind it.
+const worthHolding = 4 << 10
+
+// holder is an optional side of a ResponseWriter that sends several writes as one.
+type holder interface {
+	Hold()
+	Release() error
+}
+
+// hold keeps what is written until release, if the client's side can.
+func (v *visit) hold() {
+	if v.holding != nil {
+		v.holding.Hold()
+		return
+	}
+	for w := v.w; ; {
+		switch at := w.(type) {
+		case holder:
+			v.holding = at
+			at.Hold()
+			return
+		case interface{ Unwrap() http.ResponseWriter }:
+			w = at.Unwrap()
+		default:
+			return
+		}
+	}
+}
+
+// release sends what hold has kept.
+func (v *visit) release() error {
+	if v.holding == nil {
+		return nil
+	}
+	return v.holding.Release()
+}
+
 // cut ends an answer that cannot be completed.
 func (v *visit) cut(err error) {
+	if v.holding != nil { // what has come is the client's, unless it takes nothing
+		_ = http.NewResponseController(v.w).SetWriteDeadline(time.Now().Add(time.Second))
+		_ = v.release()
+	}
 	v.rec.Err = err
 	if v.r.Context().Err() == nil {
 		v.rec.Code = "truncated"

@@ -35,6 +35,7 @@ var (
 	noSuchSite   = fault{http.StatusNotFound, "no_such_site", "edge", "There is no site with this name here.", 0}
 	misdirected  = fault{http.StatusMisdirectedRequest, "misdirected", "client", "This connection was made for another site.", 0}
 	noBackend    = fault{http.StatusServiceUnavailable, "no_backend", "edge", "No instance of the app is connected right now.", 5}
+	notReady     = fault{http.StatusServiceUnavailable, "no_backend", "app", "No instance of the app is ready right now.", 5}
 	outOfReach   = fault{http.StatusServiceUnavailable, "edge_unreachable", "edge", "The app is connected to a part of the network that cannot be reached from here.", 2}
 	backendBusy  = fault{http.StatusServiceUnavailable, "backend_busy", "tunnel", "All instances of the app are at their limit of requests.", 1}
 	unreachable  = fault{http.StatusBadGateway, "backend_unreachable", "app", "The app does not accept connections.", 0}
@@ -57,6 +58,11 @@ func faultOf(err *upstream.Error) *fault {
 			return &tunnelDown
 		case refused.Answer == protocol.AnswerFull:
 			return &backendBusy
+		// The edge is about to hear it on the control stream, and will then say the same.
+		case refused.Answer == protocol.AnswerNotReady:
+			return &notReady
+		case refused.Answer == protocol.AnswerDraining:
+			return &noBackend
 		}
 		return &unreachable
 	case upstream.Timeout:

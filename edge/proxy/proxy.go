@@ -13,6 +13,7 @@ import (
 
 	"wormhole/edge/balance"
 	"wormhole/edge/site"
+	"wormhole/edge/usage"
 	"wormhole/shared/hostname"
 )
 
@@ -43,9 +44,16 @@ type Config struct {
 	// RequestID names a request, as a middleware before the proxy may have done. The
 	// proxy makes an id where it returns "". Nil means always.
 	RequestID func(*http.Request) string
+	// Taken returns how many bytes of answers the other end of the request's connection
+	// has acknowledged, and whether it is owed more: sent or waiting in the kernel.
+	// (0, false) is unknown. It must not block. Nil means that nobody knows: what the
+	// kernel accepts counts as taken then.
+	Taken func(*http.Request) (bytes uint64, owed bool)
 	// AccessLog is called once for every request; it may not keep the record. Nil
 	// means no log.
 	AccessLog func(*Record)
+	// Usage counts what each site uses. Nil counts nothing.
+	Usage *usage.Meter
 }
 
 // Proxy is an http.Handler that carries requests to backends. It may serve any
@@ -93,6 +101,10 @@ type visit struct {
 	port  string // of the Host field with its colon, as the client wrote it
 	body  body
 	begun bool // something of an answer went to the client
+
+	joinedBytes bool // they are counted as they pass
+
+	holding holder // what has been asked to hold, or nil
 	carriage
 }
 
@@ -122,8 +134,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // finish reports what became of the request, also while a panic unwinds.
 func (v *visit) finish() {
 	v.p.bodies.giveBack(v.body.memory)
-	v.rec.BytesIn = v.body.read.Load()
+	v.rec.BytesIn = v.body.end()
 	v.rec.Duration = time.Since(v.rec.Start)
+	v.account()
 	v.p.metrics.RequestDone(&v.rec)
 	if v.p.cfg.AccessLog != nil {
 		v.p.cfg.AccessLog(&v.rec)

@@ -20,7 +20,9 @@ import (
 	"github.com/coder/websocket"
 
 	"wormhole/edge/site"
+	"wormhole/edge/upstream"
 	"wormhole/edge/upstream/upstreamtest"
+	"wormhole/shared/protocol"
 )
 
 func TestD14EventStreamArrivesAsItIsWritten(t *testing.T) {
@@ -159,6 +161,57 @@ func TestD16EarlyRefusalReachesTheClient(t *testing.T) {
 				t.Errorf("%s: got %d %q, want 413 big", name, status, body)
 			}
 		}
+	}
+}
+
+// lateOpener opens streams whose writers are put aside by the scheduler for a while
+// when their bytes have gone: longer than the app takes to answer.
+type lateOpener struct{ *upstreamtest.Opener }
+
+func (o lateOpener) OpenStream(ctx context.Context, h protocol.StreamHeader) (upstream.Stream, error) {
+	s, err := o.Opener.OpenStream(ctx, h)
+	return lateStream{s}, err
+}
+
+type lateStream struct{ upstream.Stream }
+
+func (s lateStream) Write(b []byte) (int, error) {
+	n, err := s.Stream.Write(b)
+	time.Sleep(20 * time.Millisecond)
+	return n, err
+}
+
+func TestUploadsShareAConnectionHoweverSoonTheyAreAnswered(t *testing.T) {
+	const size = 64<<10 + 1 // too long to be read before it is sent
+	for _, framing := range []string{"length", "chunked"} {
+		t.Run(framing, func(t *testing.T) {
+			e := newEdge(t, nil)
+			e.add("a", lateOpener{upstreamtest.NewHTTP(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				n, err := io.Copy(io.Discard, r.Body)
+				_, _ = fmt.Fprint(w, n, err)
+			}))})
+			c := e.dial()
+			_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+			answers := bufio.NewReader(c)
+			for i := range 5 {
+				r := e.request("POST", "/", io.LimitReader(zeros{}, size))
+				r.ContentLength = size
+				if framing == "chunked" {
+					r.ContentLength, r.TransferEncoding = -1, []string{"chunked"}
+				}
+				if err := r.Write(c); err != nil {
+					t.Fatalf("upload %d: %v", i+1, err)
+				}
+				resp, err := http.ReadResponse(answers, r)
+				if err != nil {
+					t.Fatalf("upload %d: %v", i+1, err)
+				}
+				body, err := io.ReadAll(resp.Body)
+				if want := fmt.Sprint(size, nil); err != nil || resp.Close || string(body) != want {
+					t.Fatalf("upload %d: got %q %v, closing %t, want %q on a connection that stays", i+1, body, err, resp.Close, want)
+				}
+			}
+		})
 	}
 }
 

@@ -61,10 +61,15 @@ func (v *visit) upgrade(ctx context.Context, resp *upstream.Response) {
 
 	client := pipe.Conn(conn)
 	if n := buffered.Reader.Buffered(); n > 0 {
-		early, _ := buffered.Reader.Peek(n)
+		early, _ := buffered.Peek(n)
 		client = &resumed{Conn: conn, early: early}
 	}
-	result := pipe.Join(ctx, client, stream, v.p.cfg.StreamTimeout)
+	used := v.site.Usage()
+	v.joinedBytes = true
+	v.p.cfg.Usage.Bytes(used, 0, int64(len(first)))
+	result := pipe.JoinCounted(ctx, client, stream, v.p.cfg.StreamTimeout, func(in, out int) {
+		v.p.cfg.Usage.Bytes(used, int64(in), int64(out))
+	})
 	v.body.read.Add(result.AToB)
 	v.rec.BytesOut = int64(len(first)) + result.BToA
 	if result.Err != nil && !errors.Is(result.Err, context.Canceled) {

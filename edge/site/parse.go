@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -155,6 +156,7 @@ func readSpec(o *object) Spec {
 	})
 	o.boolean("strict_sni", &s.StrictSNI)
 	o.boolean("allow_upgrade", &s.AllowUpgrade)
+	o.tcp("tcp", &s.TCP)
 	o.headers("request_headers", &s.RequestHeaders)
 	o.headers("response_headers", &s.ResponseHeaders)
 	o.object("rate_limit", func(o *object) {
@@ -300,6 +302,43 @@ func (o *object) size(key string, to *Size) {
 		}
 		*to = n
 	}
+}
+
+// tcp reads a mapping, or what would be its listen.
+func (o *object) tcp(key string, to **TCP) {
+	if _, isMap := o.values[key].(map[string]any); !isMap {
+		if o.has(key) {
+			*to = new(TCP)
+		}
+		o.listen(key, *to)
+		return
+	}
+	o.object(key, func(o *object) {
+		*to = new(TCP)
+		if !o.has("listen") {
+			o.faults.addf(o.path+"listen", "is missing")
+		}
+		o.listen("listen", *to)
+		o.number("max_connections", &(*to).MaxConnections)
+		o.duration("idle_timeout", &(*to).IdleTimeout)
+	})
+}
+
+// listen reads a port or host:port.
+func (o *object) listen(key string, to *TCP) {
+	v, ok := o.take(key)
+	if !ok {
+		return
+	}
+	if port, isInt := integer(v); isInt {
+		to.Listen = strconv.FormatInt(port, 10)
+		return
+	}
+	if text, isText := v.(string); isText && text != "" {
+		to.Listen = text
+		return
+	}
+	o.wrong(key, `a port such as 5432, or an address such as "10.0.0.1:5432"`, v)
 }
 
 func (o *object) headers(key string, to **Headers) {

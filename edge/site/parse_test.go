@@ -21,6 +21,7 @@ idle_timeout: 90s
 parking: {wait: 3s, max: 7}
 strict_sni: false
 allow_upgrade: false
+tcp: {listen: "[::1]:5432", max_connections: 5, idle_timeout: 3m}
 request_headers:
   set: {X-Env: production}
   remove: [Cookie2]
@@ -56,6 +57,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 		"parking max":      {r.ParkingMax, 7},
 		"strict sni":       {r.StrictSNI, false},
 		"allow upgrade":    {r.AllowUpgrade, false},
+		"tcp":              {r.TCP, TCPRules{Listen: "[::1]:5432", MaxConnections: 5, IdleTimeout: 3 * time.Minute}},
 		"request headers":  {r.RequestHeaders, HeaderChanges{[]string{"Cookie2"}, []Header{{"X-Env", "production"}}}},
 		"response headers": {r.ResponseHeaders, HeaderChanges{[]string{"Server", "X-Powered-By"}, []Header{{"X-Frame-Options", "DENY"}}}},
 		"rate":             {r.RateLimit, Rate{PerSecond: 2.5, Burst: 3}},
@@ -129,6 +131,38 @@ deny: [localhost]
 		`request_headers.set.X-A: `, `request_headers.set.X-B: is set twice`, `rate_limit.requests_per_second: `, `rate_limit.burst: `, `rate_limit.per: `, `deny[0]: `,
 	}
 	checkFaults(t, err, want)
+}
+
+func TestFaultsOfARawPort(t *testing.T) {
+	for tcp, want := range map[string]string{
+		"443": "tcp.listen: port 443 is not for sites", "65536": "tcp.listen: ", "-1": "tcp.listen: ", "1.5": "tcp: want a port",
+		"[5432]": "tcp: want a port", `""`: "tcp: want a port", "null": "tcp: want a port", "{}": "tcp.listen: is missing",
+		"{listen: true}": "tcp.listen: want a port", `"db:5432"`: `tcp.listen: "db" is not an address`, `"1:2:3"`: "tcp.listen: want a port",
+		"{listen: 5432, idle_timeout: 1ms}": "tcp.idle_timeout: ", "{listen: 5432, max_connections: -1}": "tcp.max_connections: ",
+		"{listen: 5432, port: 1}": "tcp.port: is not a known key",
+	} {
+		_, err := Parse([]byte("host: db.example.com\ntcp: " + tcp))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("tcp: %s: %v, want %q", tcp, err, want)
+		}
+	}
+	if _, err := Parse([]byte("host: '*.example.com'\ntcp: 5432")); err == nil {
+		t.Error("a wildcard got a port")
+	}
+	for tcp, want := range map[string]TCPRules{
+		"5432": {":5432", 1000, 2 * time.Hour}, `"5432"`: {":5432", 1000, 2 * time.Hour}, "0": {":0", 1000, 2 * time.Hour},
+		"{listen: '10.0.0.1:5432', max_connections: 3}": {"10.0.0.1:5432", 3, 2 * time.Hour},
+	} {
+		spec, err := Parse([]byte("host: db.example.com\ntcp: " + tcp))
+		if err != nil {
+			t.Errorf("tcp: %s: %v", tcp, err)
+			continue
+		}
+		if r, err := Compile(spec, DefaultRules()); err != nil || r.TCP != want {
+			t.Errorf("tcp: %s: %+v, %v, want %+v", tcp, r.TCP, err, want)
+		}
+		roundTrip(t, spec)
+	}
 }
 
 func checkFaults(t *testing.T, err error, want []string) {
@@ -206,6 +240,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(everything))
 	f.Add([]byte(`{"host":"*.example.com","parking":{"wait":"0s","max":0},"max_body":5}`))
 	f.Add([]byte("host: a.example.com\nallow: &a [*a]"))
+	f.Add([]byte("host: a.example.com\ntcp: {listen: 5432, idle_timeout: 1h}"))
 	f.Add([]byte("host: a.example.com\nrate_limit: {requests_per_second: .inf}"))
 	f.Add([]byte("? [a]\n: b\n---\n!!binary aaaa"))
 	f.Fuzz(func(t *testing.T, text []byte) {

@@ -8,6 +8,7 @@ import (
 
 	"wormhole/edge/balance"
 	"wormhole/shared/hostname"
+	"wormhole/shared/token"
 )
 
 // Registry is all sites that the edge knows. Its zero value is not usable; see
@@ -17,9 +18,10 @@ type Registry struct {
 	exact    *index // by host
 	wild     *index // by the parent of a wildcard
 
-	mu        sync.Mutex // guards writing to the indexes, Site.attached, onNewHost and onPool
+	mu        sync.Mutex // guards writing to the indexes, Site.attached and the functions below
 	onNewHost []func(pattern string)
 	onPool    func(*Site)
+	onRules   func(pattern string)
 }
 
 // New returns an empty registry. Sites without a Spec of their own have the rules
@@ -63,8 +65,8 @@ func (r *Registry) Site(pattern string) (*Site, bool) {
 	return s, s != nil
 }
 
-// Attach adds a backend to the site of a canonical host pattern, which becomes
-// known if it was not. The returned function takes the backend out again; it is
+// Attach adds a backend to the pools of a site that its kinds are for, by canonical
+// host pattern; the site becomes known if it was not. The returned function takes the backend out again; it is
 // idempotent, and the site stays known. Whether the agent may serve the pattern is
 // for the caller to decide.
 func (r *Registry) Attach(pattern string, b *balance.Backend) (detach func()) {
@@ -74,14 +76,22 @@ func (r *Registry) Attach(pattern string, b *balance.Backend) (detach func()) {
 	told := r.onNewHost
 	r.mu.Unlock()
 
-	remove := s.pool.Add(b)
+	var removes []func()
+	if b.Serves(token.KindHTTP) {
+		removes = append(removes, s.pool.Add(b))
+	}
+	if b.Serves(token.KindTCP) {
+		removes = append(removes, s.tcp.Add(b))
+	}
 	if isNew {
 		tell(told, pattern)
 	}
 	var once sync.Once
 	return func() {
 		once.Do(func() {
-			remove()
+			for _, remove := range removes {
+				remove()
+			}
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			s.attached--
@@ -122,10 +132,13 @@ func (r *Registry) Apply(spec Spec) error {
 	r.mu.Lock()
 	s, isNew := r.ensure(pattern)
 	s.state.Store(&state{spec: spec, rules: rules, configured: true})
-	told := r.onNewHost
+	told, changed := r.onNewHost, r.onRules
 	r.mu.Unlock()
 	if isNew {
 		tell(told, pattern)
+	}
+	if changed != nil {
+		changed(pattern)
 	}
 	return nil
 }
@@ -140,18 +153,21 @@ func (r *Registry) Delete(host string) bool {
 		return false
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	x, name := r.place(pattern)
 	s := x.get(name)
-	if s == nil {
-		return false
-	}
-	if s.attached > 0 {
+	switch {
+	case s == nil:
+	case s.attached > 0:
 		s.state.Store(&state{spec: Spec{Host: pattern}, rules: r.defaults})
-		return true
+	default:
+		x.remove(name)
 	}
-	x.remove(name)
-	return true
+	changed := r.onRules
+	r.mu.Unlock()
+	if s != nil && changed != nil {
+		changed(pattern)
+	}
+	return s != nil
 }
 
 // List returns all sites ordered by host.
@@ -177,11 +193,19 @@ func (r *Registry) OnPoolChange(f func(*Site)) {
 	defer r.mu.Unlock()
 	r.onPool = f
 	for s := range r.exact.all {
-		s.pool.OnChange(func() { f(s) })
+		s.onPoolChange(f)
 	}
 	for s := range r.wild.all {
-		s.pool.OnChange(func() { f(s) })
+		s.onPoolChange(f)
 	}
+}
+
+// OnRules sets what is called with a pattern after each Apply and Delete of it. f
+// looks up for itself what holds now, since others may have changed it since.
+func (r *Registry) OnRules(f func(pattern string)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.onRules = f
 }
 
 func tell(fs []func(string), pattern string) {
@@ -198,7 +222,7 @@ func (r *Registry) ensure(pattern string) (s *Site, isNew bool) {
 	}
 	s = newSite(pattern, r.defaults)
 	if f := r.onPool; f != nil {
-		s.pool.OnChange(func() { f(s) })
+		s.onPoolChange(f)
 	}
 	x.put(name, s)
 	return s, true

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -44,6 +45,8 @@ type Rules struct {
 	StrictSNI bool
 	// AllowUpgrade lets WebSocket through.
 	AllowUpgrade bool
+	// TCP is the site's raw TCP port; its zero value is none.
+	TCP TCPRules
 	// RequestHeaders and ResponseHeaders change what the app and the client see.
 	RequestHeaders, ResponseHeaders HeaderChanges
 	// RateLimit bounds the requests; its zero value does not.
@@ -53,6 +56,22 @@ type Rules struct {
 	Allow, Deny []netip.Prefix
 	// TrustedProxies are networks from which X-Forwarded-* is believed.
 	TrustedProxies []netip.Prefix
+}
+
+// TCPRules are those of a raw TCP port; see TCP.
+type TCPRules struct {
+	// Listen is host:port with the host empty for where the edge's --https listens;
+	// empty is no port.
+	Listen         string
+	MaxConnections int
+	IdleTimeout    time.Duration
+}
+
+// Admits reports whether Allow and Deny let a client in.
+func (r *Rules) Admits(client netip.Addr) bool {
+	client = client.Unmap().WithZone("")
+	within := func(p netip.Prefix) bool { return p.Contains(client) }
+	return !slices.ContainsFunc(r.Deny, within) && (len(r.Allow) == 0 || slices.ContainsFunc(r.Allow, within))
 }
 
 // HeaderChanges are applied in order: Remove, then Set. Names are canonical.
@@ -154,6 +173,9 @@ func Compile(spec Spec, defaults *Rules) (*Rules, error) {
 			}
 		}
 	}
+	if spec.TCP != nil {
+		r.TCP = compileTCP(&f, spec.Host, *spec.TCP)
+	}
 	if spec.RequestHeaders != nil {
 		r.RequestHeaders = compileHeaders(&f, "request_headers", *spec.RequestHeaders)
 	}
@@ -202,6 +224,49 @@ func compileHSTS(f *faults, h HSTS) string {
 		value += "; preload"
 	}
 	return value
+}
+
+// firstPort is the lowest that a site may have: those below are the system's.
+const firstPort = 1024
+
+func compileTCP(f *faults, host string, t TCP) TCPRules {
+	if strings.HasPrefix(host, "*.") {
+		f.addf("tcp", "a port leads to one site, and %s is many: use an exact host", clip(host))
+	}
+	out := TCPRules{MaxConnections: t.MaxConnections, IdleTimeout: time.Duration(t.IdleTimeout)}
+	address, port := "", t.Listen
+	if strings.Contains(t.Listen, ":") {
+		var err error
+		if address, port, err = net.SplitHostPort(t.Listen); err != nil {
+			f.addf("tcp.listen", `want a port such as 5432, or an address such as "10.0.0.1:5432", got %q`, clip(t.Listen))
+			return out
+		}
+	}
+	if address != "" {
+		if _, err := netip.ParseAddr(address); err != nil {
+			f.addf("tcp.listen", "%q is not an address of a network interface, such as 10.0.0.1", clip(address))
+		}
+	}
+	switch n, err := strconv.ParseUint(port, 10, 16); {
+	case err != nil:
+		f.addf("tcp.listen", "%q is not a port: want %d to 65535, or 0 for any free one", clip(port), firstPort)
+	case n != 0 && n < firstPort:
+		f.addf("tcp.listen", "port %d is not for sites: want %d to 65535, or 0 for any free one", n, firstPort)
+	default:
+		out.Listen = net.JoinHostPort(address, strconv.FormatUint(n, 10))
+	}
+	if t.MaxConnections < 0 || t.MaxConnections > 1_000_000 {
+		f.addf("tcp.max_connections", "want 1 to 1000000, got %d", t.MaxConnections)
+	}
+	if out.MaxConnections == 0 {
+		out.MaxConnections = 1000
+	}
+	if t.IdleTimeout == 0 {
+		out.IdleTimeout = 2 * time.Hour
+	} else {
+		atLeast(f, "tcp.idle_timeout", t.IdleTimeout, time.Second)
+	}
+	return out
 }
 
 func compileRate(f *faults, l RateLimit) Rate {

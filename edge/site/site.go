@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"wormhole/edge/balance"
+	"wormhole/edge/usage"
 )
 
 // Site is one host name, or all names below a parent, with its backends and its
@@ -12,8 +13,10 @@ import (
 type Site struct {
 	host  string
 	since time.Time
-	pool  balance.Pool
+	pool  balance.Pool // of requests
+	tcp   balance.Pool // of raw connections
 	state atomic.Pointer[state]
+	used  atomic.Pointer[usage.Counter] // nil until it is asked for
 
 	attached int // backends registered now; guarded by Registry.mu
 }
@@ -38,8 +41,26 @@ func (s *Site) Host() string { return s.host }
 // Since is when this process first knew the site.
 func (s *Site) Since() time.Time { return s.since }
 
-// Pool holds the backends that serve the site. It is the same for the site's life.
+// Pool holds the backends that take the site's requests. It is the same for the site's life.
 func (s *Site) Pool() *balance.Pool { return &s.pool }
+
+// onPoolChange has f called after each change of the site's backends.
+func (s *Site) onPoolChange(f func(*Site)) {
+	s.pool.OnChange(func() { f(s) })
+	s.tcp.OnChange(func() { f(s) })
+}
+
+// Usage counts what the site uses. The same counter is returned for the site's life.
+func (s *Site) Usage() *usage.Counter {
+	if c := s.used.Load(); c != nil {
+		return c
+	}
+	s.used.CompareAndSwap(nil, usage.NewCounter(s.host))
+	return s.used.Load()
+}
+
+// TCP holds the backends that may take raw TCP connections.
+func (s *Site) TCP() *balance.Pool { return &s.tcp }
 
 // Rules are the rules in force now. A request should ask once and keep them.
 func (s *Site) Rules() *Rules { return s.state.Load().rules }

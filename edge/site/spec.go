@@ -43,6 +43,8 @@ type Spec struct {
 	StrictSNI *bool `json:"strict_sni,omitempty"`
 	// AllowUpgrade lets WebSocket through (default true).
 	AllowUpgrade *bool `json:"allow_upgrade,omitempty"`
+	// TCP gives the site a raw TCP port of the edge (default none).
+	TCP *TCP `json:"tcp,omitempty"`
 	// RequestHeaders and ResponseHeaders change what the app and the client see.
 	RequestHeaders  *Headers `json:"request_headers,omitempty"`
 	ResponseHeaders *Headers `json:"response_headers,omitempty"`
@@ -71,6 +73,20 @@ type Parking struct {
 	Wait *Duration `json:"wait,omitempty"`
 	// Max is how many wait at once (default 100).
 	Max *int `json:"max,omitempty"`
+}
+
+// TCP is a port of the edge that belongs to one site: each connection to it is one
+// connection to one of the site's apps, whatever it carries. It may also be written
+// as the value of Listen alone: "tcp: 5432".
+type TCP struct {
+	// Listen is a port, or host:port. A port alone listens where the edge's --https
+	// does; 0 takes any free one.
+	Listen string `json:"listen"`
+	// MaxConnections is how many may be open at once (default 1000).
+	MaxConnections int `json:"max_connections,omitempty"`
+	// IdleTimeout cuts a connection in which no byte moved in either direction
+	// (default 2h).
+	IdleTimeout Duration `json:"idle_timeout,omitempty"`
 }
 
 // Headers are changes to a head: first Remove, then Set.

@@ -5,7 +5,7 @@ import "sync"
 // Sizes of the buffers an exchange borrows, in bytes.
 const (
 	smallBuffer = 4 << 10
-	largeBuffer = 32 << 10
+	largeBuffer = 64 << 10
 )
 
 // Buffers lends buffers to exchanges; an idle stream holds none. One value may

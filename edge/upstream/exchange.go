@@ -38,7 +38,7 @@ type Response struct {
 	// Upgraded says that the app switched protocols: the stream is the caller's to
 	// use until Close, see Hijack.
 	Upgraded bool
-	// Early says that the answer came before the request was sent whole.
+	// Early says that the answer came before the request's body was read whole.
 	Early bool
 
 	pool   *Pool
@@ -226,7 +226,7 @@ func (x *Response) Next(ctx context.Context) ([]byte, error) {
 			return nil, io.EOF
 		}
 		if b := x.take(); len(b) > 0 {
-			x.c.expect(clientTakes, x.times.Client)
+			x.c.handOut(x.times.Client)
 			return b, nil
 		}
 		if x.done || x.err != nil {
@@ -248,7 +248,10 @@ func (x *Response) Waiting() bool {
 	if x.kind == bodyHTTP2 {
 		return true
 	}
-	return len(x.c.rd.buffered()) == 0 || x.kind == bodyChunked && x.chunks.state != chunkData
+	if x.kind == bodyChunked { // what comes next may be framing alone
+		return len(x.c.rd.buffered()) == 0 || x.chunks.state != chunkData
+	}
+	return !x.c.rd.ready()
 }
 
 // take hands out what is buffered of the body and moves on to what follows it.
@@ -290,14 +293,8 @@ func (x *Response) advance() {
 
 // refill reads once from the stream.
 func (x *Response) refill() {
-	rd := &x.c.rd
-	if x.kind != bodyLength || x.left > smallBuffer {
-		if rd.buf != nil && rd.w == len(*rd.buf) { // the app filled it: there is more
-			rd.widen()
-		}
-	}
 	x.c.expect(appTurn, x.times.Silence)
-	err := rd.fill(MaxHead)
+	err := x.more()
 	switch {
 	case err == nil:
 		if x.kind == bodyChunked {
@@ -308,6 +305,22 @@ func (x *Response) refill() {
 	default:
 		x.err = err
 	}
+}
+
+// more buffers more of the body, lent if that is worth it.
+func (x *Response) more() error {
+	rd := &x.c.rd
+	if x.kind != bodyLength || x.left > smallBuffer {
+		if rd.lender != nil && len(rd.buffered()) == 0 {
+			if lent, err := rd.lend(); lent || err != nil {
+				return err
+			}
+		}
+		if rd.buf != nil && rd.w == len(*rd.buf) { // the app filled it: there is more
+			rd.widen()
+		}
+	}
+	return rd.fill(MaxHead)
 }
 
 // Trailers returns the trailers once Next has returned io.EOF.
@@ -340,9 +353,7 @@ func (x *Response) Close() {
 	}
 	clean := x.done && !x.failed && !x.Early && x.keepable(c)
 	if x.upload.running() {
-		c.abort()
 		x.upload.cancel()
-		c.watch.interrupt(false)
 	}
 	sent := x.upload.wait()
 	held := c.watch.end()
@@ -378,7 +389,7 @@ func (x *Response) failure(ctx context.Context, err error) *Error {
 	var bad malformed
 	switch {
 	// Before ctx: the server ends it too when a read that we interrupted fails.
-	case c.watch.expired() && turn(c.watch.turn.Load()) != appTurn:
+	case c.watch.stalled():
 		e.Cause = ClientStalled
 	case ctx.Err() != nil:
 		e.Cause, e.Err = Canceled, context.Cause(ctx)

@@ -238,7 +238,7 @@ func (x *Response) nextHTTP2(ctx context.Context) ([]byte, error) {
 	for {
 		n, err := a.resp.Body.Read(*a.buf)
 		if n > 0 {
-			x.c.expect(clientTakes, x.times.Client)
+			x.c.handOut(x.times.Client)
 			return (*a.buf)[:n], nil // an error comes again
 		}
 		if errors.Is(err, io.EOF) {
@@ -300,10 +300,10 @@ func (x *Response) failureHTTP2(ctx context.Context, err error) *Error {
 	}
 	var not unopened
 	switch {
+	case c.watch.stalled(): // before ctx, as in failure
+		e.Cause = ClientStalled
 	case ctx.Err() != nil:
 		e.Cause, e.Err = Canceled, context.Cause(ctx)
-	case c.watch.expired() && turn(c.watch.turn.Load()) != appTurn:
-		e.Cause = ClientStalled
 	case c.watch.expired():
 		e.Cause = Timeout
 	case errors.As(err, &not):

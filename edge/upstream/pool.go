@@ -169,9 +169,13 @@ func (p *Pool) DropIdle() {
 	p.mu.Lock()
 	idle := p.idle
 	p.idle = nil
+	http2 := p.http2
 	p.mu.Unlock()
 	for _, c := range idle {
 		p.retire(c)
+	}
+	if http2 != nil {
+		http2.CloseIdleConnections()
 	}
 }
 
@@ -221,29 +225,46 @@ func (p *Pool) acquire(ctx context.Context, r *Request) (*conn, error) {
 	if r.Fresh || r.streams() || r.Upgrade != "" {
 		return p.open(ctx, r, true)
 	}
-	for {
-		c := p.popIdle()
-		if c == nil {
-			return p.open(ctx, r, false)
-		}
-		if c.expires > p.now() && c.quiet() {
+	if c := p.reuse(false); c != nil {
+		return c, nil
+	}
+	c, err := p.open(ctx, r, false)
+	if err != nil && ctx.Err() == nil {
+		if c := p.reuse(true); c != nil { // behind bulk, but it gets there
 			return c, nil
+		}
+	}
+	return c, err
+}
+
+// reuse returns a kept stream that is still good, or nil. behind takes also those
+// where the request waits behind bulk.
+func (p *Pool) reuse(behind bool) *conn {
+	for {
+		c := p.popIdle(behind)
+		if c == nil || c.expires > p.now() && c.quiet() {
+			return c
 		}
 		p.drop(c)
 	}
 }
 
-func (p *Pool) popIdle() *conn {
+// popIdle takes the stream that was used last; those that are behind bulk only if
+// asked to. They are left, as their connection may soon be free.
+func (p *Pool) popIdle(behind bool) *conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n := len(p.idle)
-	if n == 0 {
-		return nil
+	for i := len(p.idle) - 1; i >= 0; i-- {
+		c := p.idle[i]
+		if !behind && c.placed != nil && c.placed.Behind() {
+			continue
+		}
+		copy(p.idle[i:], p.idle[i+1:])
+		p.idle[len(p.idle)-1] = nil
+		p.idle = p.idle[:len(p.idle)-1]
+		return c
 	}
-	c := p.idle[n-1]
-	p.idle[n-1] = nil
-	p.idle = p.idle[:n-1]
-	return c
+	return nil
 }
 
 // open opens a stream. When the tunnel has no more to give, it waits in a queue for
@@ -332,7 +353,8 @@ func (p *Pool) queue(ctx context.Context, giveUp <-chan time.Time, fresh bool) (
 // adopt makes a new stream one of the pool's.
 func (p *Pool) adopt(s Stream) (*conn, error) {
 	c := &conn{pool: p, stream: s}
-	c.rd.src, c.rd.buffers = s, p.buffers
+	c.placed, _ = s.(Placed)
+	c.rd.src, c.rd.lender, c.rd.buffers = s, lenderOf(s), p.buffers
 	if err := p.add(c); err != nil {
 		s.Abort()
 		_ = s.Close()
@@ -359,6 +381,9 @@ func (p *Pool) add(c *conn) error {
 // put takes a stream back after an exchange that left it clean.
 func (p *Pool) put(c *conn) {
 	c.rd.release()
+	if c.placed != nil {
+		c.placed.Rest()
+	}
 	keep := p.cfg.IdleTimeout
 	if n := c.head.keepAlive; n >= 0 {
 		keep = min(time.Duration(n-1)*time.Second, maxKeepAlive)
@@ -438,7 +463,7 @@ func (p *Pool) now() int64 { return int64(time.Since(p.epoch)) }
 // goroutine and arms the timer again while there is anything to look at.
 func (p *Pool) sweep() {
 	now := p.now()
-	var stalled, old, dead []*conn
+	var stalled, due, old, dead []*conn
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
@@ -447,6 +472,8 @@ func (p *Pool) sweep() {
 	for c := range p.conns {
 		if c.watch.expire(now) {
 			stalled = append(stalled, c)
+		} else if c.watch.due(now) {
+			due = append(due, c)
 		}
 	}
 	kept := p.idle[:0]
@@ -469,6 +496,14 @@ func (p *Pool) sweep() {
 	for _, c := range stalled {
 		c.abort()
 		c.watch.interrupt(turn(c.watch.turn.Load()) == clientTakes)
+	}
+	for _, c := range due {
+		if c.watch.stall(now) {
+			// First: once the exchange has ended, the server would say goodbye to a client
+			// that does not listen.
+			c.watch.interrupt(true)
+			c.abort()
+		}
 	}
 	for _, c := range old {
 		p.retire(c)

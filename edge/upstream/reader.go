@@ -10,15 +10,20 @@ var errMore = errors.New("more bytes needed")
 
 // reader buffers a stream so that heads and chunk lines can be parsed in place and
 // pieces of a body handed out without a copy. Its buffer is borrowed while an
-// exchange runs.
+// exchange runs; instead of it, a stream may lend what it has received.
 type reader struct {
 	src     io.Reader
+	lender  Lender // src too, or nil
 	buffers *Buffers
 	buf     *[]byte // nil while nothing is buffered and no exchange runs
-	r, w    int     // (*buf)[r:w] is buffered
+	lent    []byte  // by the lender, or nil
+	r, w    int     // lent[r:w] is buffered, or (*buf)[r:w] if nothing is lent
 }
 
 func (rd *reader) buffered() []byte {
+	if rd.lent != nil {
+		return rd.lent[rd.r:rd.w]
+	}
 	if rd.buf == nil {
 		return nil
 	}
@@ -32,6 +37,9 @@ func (rd *reader) skip(n int) { rd.r += n }
 // are invalid then. It returns errTooLong
 // when the limit is reached.
 func (rd *reader) fill(limit int) error {
+	if rd.lent != nil {
+		rd.keep()
+	}
 	if rd.buf == nil {
 		rd.buf = rd.buffers.borrowSmall()
 	}
@@ -62,10 +70,54 @@ func (rd *reader) fill(limit int) error {
 	return io.ErrNoProgress
 }
 
+// lend replaces what is buffered, which must have been read to its end, by what the
+// stream lends. It reports whether that is anything; if not, and there is no error,
+// there is something to fill with.
+func (rd *reader) lend() (bool, error) {
+	rd.giveBack()
+	b, err := rd.lender.Lend()
+	if len(b) == 0 || err != nil {
+		return false, err
+	}
+	rd.lent, rd.r, rd.w = b, 0, len(b)
+	return true, nil
+}
+
+// keep copies what was lent and not read.
+func (rd *reader) keep() {
+	rest := rd.buffered()
+	if rd.buf == nil || len(*rd.buf) < len(rest) {
+		if rd.buf != nil {
+			rd.buffers.giveBack(rd.buf)
+		}
+		if rd.buf = rd.buffers.borrowSmall(); len(*rd.buf) < len(rest) {
+			rd.buffers.giveBack(rd.buf)
+			rd.buf = rd.buffers.borrowLarge()
+		}
+	}
+	n := copy(*rd.buf, rest)
+	rd.giveBack()
+	rd.w = n
+}
+
+// giveBack ends a loan; what is buffered is lost.
+func (rd *reader) giveBack() {
+	rd.r, rd.w = 0, 0
+	if rd.lent != nil {
+		rd.lent = nil
+		rd.lender.GiveBack()
+	}
+}
+
+// ready reports whether something is buffered or could be at once.
+func (rd *reader) ready() bool {
+	return rd.r < rd.w || rd.lender != nil && rd.lender.Ready()
+}
+
 // widen replaces a small buffer that is empty by a large one, for a body that is
 // worth it.
 func (rd *reader) widen() {
-	if rd.r == rd.w && (rd.buf == nil || cap(*rd.buf) < largeBuffer) {
+	if rd.r == rd.w && rd.lent == nil && (rd.buf == nil || cap(*rd.buf) < largeBuffer) {
 		rd.release()
 		rd.buf = rd.buffers.borrowLarge()
 	}
@@ -73,7 +125,7 @@ func (rd *reader) widen() {
 
 // release gives the buffer back; what is buffered is lost.
 func (rd *reader) release() {
-	rd.r, rd.w = 0, 0
+	rd.giveBack()
 	if rd.buf != nil {
 		rd.buffers.giveBack(rd.buf)
 		rd.buf = nil

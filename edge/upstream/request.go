@@ -68,7 +68,8 @@ type Timeouts struct {
 	// Silence is how long the app may stay silent within the body. Default 5 min.
 	Silence time.Duration
 	// Client is how long the client may neither send nor take a byte while it is its
-	// turn. Default 60 s.
+	// turn, nor, if it is a Taker, take one of what it is owed, whoever's turn it is.
+	// Default 60 s.
 	Client time.Duration
 }
 
@@ -93,6 +94,14 @@ type Client interface {
 	InterruptRead()
 	// InterruptWrite makes a write of the answer that blocks fail soon.
 	InterruptWrite()
+}
+
+// Taker is an optional side of a Client whose connection knows what the other end
+// has acknowledged. The pool asks it now and then while an answer is delivered.
+type Taker interface {
+	// Taken returns how many bytes the client has acknowledged in all, and whether it
+	// is owed more that has been sent or waits to be. It must not block.
+	Taken() (bytes uint64, owed bool)
 }
 
 // Errors of requests that cannot be written as HTTP/1.1.

@@ -35,6 +35,45 @@ type Prober interface {
 	Quiet() bool
 }
 
+// Lender is an optional side of a Stream, for long bodies: it hands out what it has
+// received without a copy. Its methods are for the goroutine that reads.
+type Lender interface {
+	// Lend waits as Read does and lends what Read would return first, until GiveBack.
+	// It lends nil when there is so little that a Read, which does not wait then,
+	// costs less. Its errors are those of Read.
+	Lend() ([]byte, error)
+	// GiveBack ends the loan, if there is one. It must come before the next Lend or
+	// Read, and may come after Close.
+	GiveBack()
+	// Ready reports whether Read would return at once.
+	Ready() bool
+}
+
+// lenderOf returns the side of s that lends, or nil.
+func lenderOf(s Stream) Lender {
+	if l, ok := s.(interface{ Lender() Lender }); ok {
+		return l.Lender()
+	}
+	return nil
+}
+
+// Placed is an optional side of a Stream whose tunnel runs on several connections.
+type Placed interface {
+	// Behind reports whether the stream's connection carries bulk, and a new stream
+	// would be placed on one that carries none. It is called before every reuse.
+	Behind() bool
+	// Rest says that an exchange is over: what it moved has nothing to do with the next.
+	Rest()
+}
+
+// Reporter is an optional side of a Stream, for those who carry bytes that do not
+// prove their own end. Ended returns what the agent reported of how the app's side
+// ended; it waits for the report until ctx ends or the tunnel is gone, and ok is
+// then false.
+type Reporter interface {
+	Ended(ctx context.Context) (end protocol.StreamEnd, ok bool)
+}
+
 // Refused is the error of a stream that the agent refused: no byte reached the app.
 type Refused struct {
 	Answer protocol.Answer

@@ -19,11 +19,24 @@ type upload struct {
 	quit chan struct{} // closed by cancel
 	wake chan struct{} // 100 Continue came
 	head atomic.Bool   // the final head came
+	from atomic.Int32  // how far the client's body was read: see below
 
 	// Valid once done is closed: how it ended, and whether by the client's fault.
 	err    error
 	client bool
 }
+
+// How far the client's body was read. Each is set before what was read is written, as
+// the app may answer before that write has returned.
+const (
+	bodyPart  int32 = iota
+	bodyWhole       // all its bytes
+	bodyEnded       // and its end: the client's connection is done with it
+)
+
+// lastPiece is how long the end of a body, which was read whole, may take to be
+// written when the answer has been delivered already.
+const lastPiece = 250 * time.Millisecond
 
 var (
 	errBodyLength = errors.New("request body does not have the announced length")
@@ -80,6 +93,12 @@ func (u *upload) copy() error {
 				u.client = true
 				return errBodyLength
 			}
+			switch {
+			case errors.Is(err, io.EOF):
+				u.from.Store(bodyEnded)
+			case total == r.Length:
+				u.from.Store(bodyWhole)
+			}
 			u.expect(appTurn, u.times.Header)
 			if werr := c.write(piece(*buf, before, n, r.chunked())); werr != nil {
 				return werr
@@ -90,6 +109,7 @@ func (u *upload) copy() error {
 			return err
 		}
 		if err != nil {
+			u.from.Store(bodyEnded)
 			break
 		}
 	}
@@ -162,18 +182,37 @@ func (u *upload) running() bool {
 	}
 }
 
-// answered notes that the final head has come and reports whether the body is still
-// being sent.
+// answered notes that the final head has come and reports whether that was before
+// the body was read whole. An answer to the whole body often overtakes the end of the
+// write that completed it.
 func (u *upload) answered() bool {
 	if u == nil {
 		return false
 	}
 	u.head.Store(true)
-	return u.running()
+	return u.running() && u.from.Load() == bodyPart
 }
 
-// cancel makes an upload that waits for 100 Continue give up. It is called once.
-func (u *upload) cancel() { close(u.quit) }
+// cancel ends an upload that the answer has made pointless, and what it waits for.
+// It is called once, and only while the upload may still be running.
+func (u *upload) cancel() {
+	if u.from.Load() != bodyPart {
+		t := time.NewTimer(lastPiece)
+		defer t.Stop()
+		select {
+		case <-u.done:
+			return
+		case <-t.C:
+		}
+	}
+	u.c.abort()
+	close(u.quit)
+	if u.from.Load() != bodyEnded {
+		// A client whose body was read to its end has no read of ours to interrupt, but
+		// perhaps its next request on the way.
+		u.c.watch.interrupt(false)
+	}
+}
 
 // wait waits for the end and reports whether the whole body was sent.
 func (u *upload) wait() bool {

@@ -705,3 +705,66 @@ func TestCloseEndsExchangesAndIsIdempotent(t *testing.T) {
 	}
 	waitFor(t, func() bool { return o.Open() == 0 })
 }
+
+// placed is a tunnel of two connections: streams are opened on the one without bulk.
+type placed struct {
+	*upstreamtest.Opener
+	bulk  atomic.Int32 // the connection with bulk: 1, 2, or 0 for none
+	rests atomic.Int32
+}
+
+type placedStream struct {
+	upstream.Stream
+	tunnel *placed
+	on     int32
+}
+
+func (p *placed) OpenStream(ctx context.Context, h protocol.StreamHeader) (upstream.Stream, error) {
+	s, err := p.Opener.OpenStream(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	on := int32(1)
+	if p.bulk.Load() == 1 {
+		on = 2
+	}
+	return &placedStream{s, p, on}, nil
+}
+
+func (s *placedStream) Behind() bool { return s.tunnel.bulk.Load() == s.on }
+func (s *placedStream) Rest()        { s.tunnel.rests.Add(1) }
+
+func TestStreamsBehindBulkAreLeftUntilItIsOver(t *testing.T) {
+	o := &placed{Opener: upstreamtest.New(t, answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))}
+	p := newPool(t, o, upstream.Config{})
+	mustGet(t, p, "/", "ok")
+	o.bulk.Store(1)
+	for range 5 {
+		mustGet(t, p, "/", "ok")
+	}
+	if n := o.Opened(); n != 2 {
+		t.Errorf("opened %d streams, want one more beside bulk", n)
+	}
+	if _, idle := p.Stats(); idle != 2 {
+		t.Errorf("%d streams are kept, want that behind bulk too", idle)
+	}
+	o.bulk.Store(2)
+	mustGet(t, p, "/", "ok")
+	o.bulk.Store(0)
+	mustGet(t, p, "/", "ok")
+	if n := o.Opened(); n != 2 {
+		t.Errorf("opened %d streams, want the kept ones used again", n)
+	}
+	if n := o.rests.Load(); n != 8 {
+		t.Errorf("%d of 8 exchanges were said to be over", n)
+	}
+}
+
+func TestAStreamBehindBulkIsBetterThanNone(t *testing.T) {
+	o := &placed{Opener: upstreamtest.New(t, answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))}
+	p := newPool(t, o, upstream.Config{})
+	mustGet(t, p, "/", "ok")
+	o.bulk.Store(1)
+	o.Refuse(errors.New("no more"))
+	mustGet(t, p, "/", "ok")
+}

@@ -21,20 +21,28 @@ const (
 	// minWaste is how much has to be gained, in bytes; below it a visit of the
 	// collector costs more than it brings.
 	minWaste = 2 << 20
+	// minGone is how many goroutines have to end before it is worth to look what they
+	// held. Work that waits, for slow clients say, is in use when the collector comes
+	// and allocates nothing when it ends, so that nothing else tells of its end.
+	minGone = 100
 	// patience is how soon the collector must not be expected by itself.
 	patience = 10 * time.Second
 )
 
 // Run watches the heap of this process and has it collected and returned to the
 // system when it holds much that is not in use and little is being allocated, at
-// most every ten seconds. Under load it does nothing. It returns when ctx ends; one
-// call for each process is enough.
-func Run(ctx context.Context) {
+// most every ten seconds. Under load it only paces the collector: that may come less
+// often than GOGC says while the heap is so small that room bytes, if any, are more than
+// GOGC allows to be allocated between two visits. It returns when ctx ends; one call for
+// each process is enough.
+func Run(ctx context.Context, room uint64) {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
+	defer pace(ctx, room)()
 	var before, after heap // at the last look, and after the last collection
 	before.read()
 	var last time.Time
+	again := false // the last collection brought much, so that what ended since may bring more
 	for {
 		select {
 		case <-ctx.Done():
@@ -42,14 +50,16 @@ func Run(ctx context.Context) {
 		case now := <-tick.C:
 			var h heap
 			h.read()
-			if now.Sub(last) >= patience && h.idle(&before, period) && h.wasteful(&after) {
+			if now.Sub(last) >= patience && h.idle(&before, period) && (again || h.wasteful(&after)) {
 				// Pools keep what they hold for one more collection, and stacks shrink by half
 				// with each.
 				runtime.GC()
 				debug.FreeOSMemory()
 				last = now
+				held := h.objects + h.free
 				h.read()
 				after = h
+				again = held > h.objects+h.free+minWaste
 			}
 			before = h
 		}
@@ -64,6 +74,8 @@ type heap struct {
 	free      uint64 // in no object, but held
 	visits    uint64 // of the collector, by itself, since the start of the process
 	allocated uint64 // since the start of the process
+
+	goroutines uint64
 }
 
 func (h *heap) read() {
@@ -74,9 +86,10 @@ func (h *heap) read() {
 		{Name: "/memory/classes/heap/free:bytes"},
 		{Name: "/gc/heap/allocs:bytes"},
 		{Name: "/gc/cycles/automatic:gc-cycles"},
+		{Name: "/sched/goroutines:goroutines"},
 	}
 	metrics.Read(samples[:])
-	for i, into := range []*uint64{&h.objects, &h.live, &h.goal, &h.free, &h.allocated, &h.visits} {
+	for i, into := range []*uint64{&h.objects, &h.live, &h.goal, &h.free, &h.allocated, &h.visits, &h.goroutines} {
 		*into = samples[i].Value.Uint64()
 	}
 }
@@ -86,6 +99,9 @@ func (h *heap) read() {
 func (h *heap) wasteful(after *heap) bool {
 	if h.visits != after.visits && h.objects > after.objects+minWaste {
 		return true // what the collector found in use may have been let go since
+	}
+	if h.goroutines+max(minGone, after.goroutines/4) <= after.goroutines {
+		return true // and so may what these had in use
 	}
 	waste := h.free
 	if h.objects > h.live {

@@ -16,7 +16,7 @@ func TestWhatABurstLeftBehindIsReturned(t *testing.T) {
 	const burst = 64 << 20
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
-	running.Go(func() { Run(ctx) })
+	running.Go(func() { Run(ctx, 0) })
 	defer running.Wait()
 	defer stop()
 
@@ -57,6 +57,30 @@ func TestAHeapThatGrowsIsLeftToTheCollector(t *testing.T) {
 				t.Errorf("idle = %v, want %v", got, test.idle)
 			}
 		})
+	}
+}
+
+// Many who wait hold memory that the collector finds in use. When they go away later,
+// nothing is allocated and nothing is known to be free.
+func TestTheEndOfManyGoroutinesIsWorthTheVisit(t *testing.T) {
+	full := heap{objects: 100 << 20, live: 100 << 20, visits: 7}
+	for _, test := range []struct {
+		before, now uint64
+		want        bool
+	}{
+		{3000, 3000, false},
+		{3000, 2300, false},
+		{3000, 2200, true},
+		{130, 40, false},
+		{130, 30, true},
+		{0, 3000, false},
+		{40, 3000, false},
+	} {
+		after, h := full, full
+		after.goroutines, h.goroutines = test.before, test.now
+		if got := h.wasteful(&after); got != test.want {
+			t.Errorf("from %d goroutines to %d: wasteful = %v, want %v", test.before, test.now, got, test.want)
+		}
 	}
 }
 

@@ -31,20 +31,24 @@ type Agent struct {
 	ready  atomic.Bool // written with mu held
 	totals totals
 	wg     sync.WaitGroup
+	began  time.Time
 
 	refusedAll chan *protocol.Reject
 
-	mu       sync.Mutex // guards what follows; nothing blocks while it is held
-	token    string
-	reason   string // why the app is not ready
-	draining bool
-	conns    map[*connection]struct{}    // all that are open
-	nodes    map[string]*connection      // by node; of those that are not leaving
-	told     map[string]protocol.Edge    // by node, as edges told us
-	lost     map[string]time.Time        // by node: when a tunnel under a configured name was given up
-	refusals map[string]*protocol.Reject // by configured name, while it refuses for good
-	changed  chan struct{}               // closed and renewed when nodes, told or token change
-	quit     chan struct{}               // closed when draining begins
+	mu        sync.Mutex // guards what follows; nothing blocks while it is held
+	token     string
+	reason    string // why the app is not ready
+	draining  bool
+	conns     map[*connection]struct{}    // all that are open
+	nodes     map[string]*connection      // by node; of those that are not leaving
+	prospects map[string]*prospect        // by node, as edges told us
+	wanted    map[string]bool             // nodes to hold tunnels to, of a network; nil outside of one
+	found     map[string]string           // by configured name: the node it led to last
+	lost      map[string]time.Time        // by node: when a tunnel under a configured name was given up
+	refusals  map[string]*protocol.Reject // by configured name, while it refuses for good
+	rounds    rounds                      // of attempts while no tunnel is open
+	changed   chan struct{}               // closed and renewed when nodes, prospects, wanted or token change
+	quit      chan struct{}               // closed when draining begins
 }
 
 // New makes an agent. It does nothing until Run.
@@ -55,7 +59,7 @@ func New(cfg Config, forward Forwarder, logger *slog.Logger) (*Agent, error) {
 	}
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
-	return &Agent{
+	a := &Agent{
 		cfg:        cfg,
 		forward:    forward,
 		logger:     logger,
@@ -66,12 +70,15 @@ func New(cfg Config, forward Forwarder, logger *slog.Logger) (*Agent, error) {
 		reason:     "starting",
 		conns:      map[*connection]struct{}{},
 		nodes:      map[string]*connection{},
-		told:       map[string]protocol.Edge{},
+		prospects:  map[string]*prospect{},
+		found:      map[string]string{},
 		lost:       map[string]time.Time{},
 		refusals:   map[string]*protocol.Reject{},
 		changed:    make(chan struct{}),
 		quit:       make(chan struct{}),
-	}, nil
+	}
+	a.rounds = newRounds(a.newBackoff())
+	return a, nil
 }
 
 // Run keeps tunnels until ctx ends; then it closes what is open, waits for it and
@@ -82,6 +89,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer a.wg.Wait()
 	defer cancel()
+	a.mu.Lock()
+	a.began = time.Now()
+	a.mu.Unlock()
 
 	for _, name := range a.cfg.Edges {
 		a.wg.Go(func() { a.keepName(ctx, name) })
@@ -221,13 +231,19 @@ func (a *Agent) admit(c, replaces *connection) (holds bool) {
 	if holder := a.nodes[c.welcome.Node]; holder != nil && holder != replaces {
 		return false
 	}
+	if len(a.nodes) == 0 {
+		a.rounds.wait.Connected()
+	}
 	a.nodes[c.welcome.Node] = c
 	delete(a.lost, c.welcome.Node)
 	delete(a.refusals, c.name)
 	if ready := a.ready.Load(); ready != c.hello.Ready {
 		c.sendReady(ready, a.reason)
 	}
-	a.learn(c.welcome.Edges)
+	if c.name != "" {
+		a.found[c.name] = c.welcome.Node
+	}
+	a.hear(time.Now())
 	a.announce()
 	return true
 }
@@ -241,6 +257,13 @@ func (a *Agent) vacate(c *connection) {
 		if c.name != "" {
 			a.lost[c.welcome.Node] = time.Now()
 		}
+		if !c.retiring() {
+			a.lostNode(c.welcome.Node)
+		}
+		if len(a.nodes) == 0 {
+			a.bereft(isClosed(c.leaving) && c.goAway.Code == "")
+		}
+		a.hear(time.Now())
 		a.announce()
 	}
 }
@@ -252,23 +275,12 @@ func (a *Agent) forget(c *connection) {
 	delete(a.conns, c)
 }
 
-// learn replaces the list of known edges. mu must be held.
-func (a *Agent) learn(edges []protocol.Edge) {
-	if len(edges) == 0 {
-		return
-	}
-	clear(a.told)
-	for _, e := range edges {
-		if e.Node != "" && e.Addr != "" {
-			a.told[e.Node] = e
-		}
-	}
-}
-
-func (a *Agent) setEdges(edges []protocol.Edge) {
+// setEdges takes in what an edge says of others.
+func (a *Agent) setEdges(c *connection, edges []protocol.Edge) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.learn(edges)
+	c.edges = edges
+	a.hear(time.Now())
 	a.announce()
 }
 

@@ -119,7 +119,7 @@ func TestEdgesThatWereToldAreDialled(t *testing.T) {
 	e1.set(func() {
 		e1.edges = []protocol.Edge{{Node: "e1", Addr: e1.addr}, {Node: "e2", Addr: e2.addr}}
 	})
-	startAgent(t, p, Config{Edges: []string{e1.addr}})
+	startAgent(t, p, Config{Edges: []string{e1.addr}, EdgesMin: 3})
 	s := e1.next()
 	e2.next()
 	s.say(protocol.TypeEdges, protocol.Edges{Edges: []protocol.Edge{{Node: "e1", Addr: e1.addr}, {Node: "e2", Addr: e2.addr}, {Node: "e3", Addr: e3.addr}}})

@@ -26,6 +26,14 @@ const (
 	OnlyTLS  Transport = "tls"
 )
 
+// How an agent waits between tries (see backoff.New): the first bound, the last, and
+// how long a tunnel must have lasted for the first to hold again.
+const (
+	RetryBase   = time.Second
+	RetryMax    = 30 * time.Second
+	RetryStable = 30 * time.Second
+)
+
 // Config says who the agent is and where the edges are. Zero values take the
 // defaults; Edges and Token are required.
 type Config struct {
@@ -56,12 +64,23 @@ type Config struct {
 	// Resolve looks up a name; nil means the system's resolver.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 
-	// EdgesMax is the most edges to hold tunnels to, those that edges told us of
-	// included; configured ones are always tried. Default 8.
-	EdgesMax int
-	// EdgesMin is how many tunnels there should be, if there are so many edges;
-	// fewer are logged. Default 2.
+	// EdgesMin is how many edges of a network to hold tunnels to, if there are so
+	// many: the nearest, in different regions if there are several. Fewer are logged.
+	// Default 2.
 	EdgesMin int
+	// EdgesMax is the most edges to hold tunnels to: beyond EdgesMin those that are
+	// as near as the nearest. Configured edges that are of no network are always
+	// held. Default 8.
+	EdgesMax int
+	// Region names the region whose edges come first, however near others are;
+	// empty is no preference.
+	Region string
+
+	// Connections is the most TCP connections of one tunnel, if its edge agrees.
+	// There is one until the tunnel carries bulk; 1 leaves it at that. Default 4.
+	Connections int
+	// Congestion is TCP's congestion control for tunnels; see tlsmux.Options.
+	Congestion string
 
 	// StopWhenRefused makes Run return the *protocol.Reject once every configured
 	// edge has refused the token for good. Otherwise it asks again now and then.
@@ -86,16 +105,28 @@ type timing struct {
 	upgrade    time.Duration // first wait before TLS is tried beside QUIC
 	ack        time.Duration // how long a DrainAck is awaited
 	duplicate  time.Duration // between attempts at an address that leads to a node we hold
+	tick       time.Duration // between two looks at which edges are wanted
+	measure    time.Duration // between two measurements of an edge
+	settle     time.Duration // least time an edge that is new or back has to be good before it replaces another
+	forgive    time.Duration // after which it is forgotten that an edge was lost
+	overlap    time.Duration // how long the tunnels that stay must be open before one that is not needed goes
+	spread     time.Duration // within which tunnels to further edges are begun
+	look       time.Duration // how long bulk must last for a further connection
+	rejoin     time.Duration // first wait after a further connection could not be opened
+	unused     time.Duration // after which a further connection that carries nothing ends
 }
 
 func (t timing) withDefaults() timing {
 	def := timing{
 		dial: 10 * time.Second, head: 3 * time.Second,
-		retryBase: time.Second, retryMax: 30 * time.Second, stable: 30 * time.Second,
+		retryBase: RetryBase, retryMax: RetryMax, stable: RetryStable,
 		refused: time.Minute, resolve: 30 * time.Second,
 		beat: protocol.BeatInterval, suspect: 3 * protocol.BeatInterval,
 		dead: 5 * time.Second, deadAlways: 15 * time.Second,
 		upgrade: time.Minute, ack: time.Second, duplicate: 5 * time.Minute,
+		tick: 250 * time.Millisecond, measure: 2 * time.Minute, settle: 5 * time.Second, forgive: 10 * time.Minute,
+		overlap: time.Second, spread: 500 * time.Millisecond,
+		look: 250 * time.Millisecond, rejoin: 10 * time.Second, unused: 30 * time.Second,
 	}
 	set := func(v *time.Duration, d time.Duration) {
 		if *v == 0 {
@@ -116,6 +147,15 @@ func (t timing) withDefaults() timing {
 	set(&t.upgrade, def.upgrade)
 	set(&t.ack, def.ack)
 	set(&t.duplicate, def.duplicate)
+	set(&t.tick, def.tick)
+	set(&t.measure, def.measure)
+	set(&t.settle, def.settle)
+	set(&t.forgive, def.forgive)
+	set(&t.overlap, def.overlap)
+	set(&t.spread, def.spread)
+	set(&t.look, def.look)
+	set(&t.rejoin, def.rejoin)
+	set(&t.unused, def.unused)
 	return t
 }
 
@@ -126,8 +166,11 @@ func (c Config) withDefaults() Config {
 	if c.EdgesMax == 0 {
 		c.EdgesMax = 8
 	}
+	if c.Connections == 0 {
+		c.Connections = 4
+	}
 	if c.EdgesMin == 0 {
-		c.EdgesMin = 2
+		c.EdgesMin = min(2, c.EdgesMax)
 	}
 	if c.Proxy == nil {
 		c.Proxy = func(string) (*url.URL, error) { return nil, nil }
@@ -205,4 +248,6 @@ type TunnelStatus struct {
 	Streams int            `json:"streams"`
 	Leaving bool           `json:"leaving"`
 	RTT     time.Duration  `json:"rtt_ns"`
+	// Connections are those that carry the tunnel; more than one while there is bulk.
+	Connections int `json:"connections"`
 }

@@ -1,72 +1,67 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"wormhole/shared/protocol"
 	"wormhole/shared/tunnel"
 )
 
-// maxPending bounds control messages that wait to be written. An edge that lets so
-// many pile up does not read.
-const maxPending = 1 << 20
+// maxRejoin bounds the wait between two tries to open a further connection.
+const maxRejoin = 5 * time.Minute
 
 var (
 	errSilent  = errors.New("the edge is silent")
 	errNotRead = errors.New("the edge does not read control messages")
 )
 
-// connection is one open tunnel. run owns its goroutines; all other methods may be
-// called concurrently.
+// connection is one open tunnel: the connection that opened it, and those that join
+// while it carries bulk. run owns its goroutines; all other methods may be called
+// concurrently.
 type connection struct {
-	agent   *Agent
-	session tunnel.Session
-	hello   *protocol.Hello
-	welcome *protocol.Welcome
-	name    string // the configured name it was dialled under, empty if told of
-	network network
-	since   time.Time
-	logger  *slog.Logger
+	*carrier // the first, whose end is the tunnel's
+	agent    *Agent
+	target   target
+	hello    *protocol.Hello
+	welcome  *protocol.Welcome
+	name     string          // the configured name it was dialled under, empty if told of
+	edges    []protocol.Edge // as that edge told last; guarded by Agent.mu
+	since    time.Time
+	logger   *slog.Logger
 
-	pulse    *pulse
-	refusing atomic.Bool   // new streams are refused: nobody sends them rightly
-	acked    chan struct{} // closed at the DrainAck
-	leaving  chan struct{} // closed at the edge's GoAway, after goAway is set
-	goAway   protocol.GoAway
-	done     chan struct{} // closed when run has ended
-	streams  counter
+	leaving chan struct{} // closed at the edge's GoAway, after goAway is set
+	goAway  protocol.GoAway
+	done    chan struct{} // closed when run has ended
+	streams counter       // being served, on all connections
+	bulk    chan struct{} // a stream became bulk
 
 	mu      sync.Mutex // guards what follows
-	pending bytes.Buffer
-	drained bool // Drain was sent
+	joined  []*carrier // the connections besides the first
+	drained bool       // Drain was sent
 	err     error
-
-	wake chan struct{} // something is pending
 }
 
 func newConnection(a *Agent, d dialled, name string) *connection {
-	return &connection{
+	c := &connection{
 		agent:   a,
-		session: d.session,
+		target:  d.target,
 		hello:   d.hello,
 		welcome: d.welcome,
 		name:    name,
-		network: d.network,
+		edges:   d.welcome.Edges,
 		since:   time.Now(),
 		logger:  a.logger.With("node", d.welcome.Node, "tunnel", d.welcome.Tunnel),
-		pulse:   newPulse(),
-		acked:   make(chan struct{}),
 		leaving: make(chan struct{}),
 		done:    make(chan struct{}),
-		wake:    make(chan struct{}, 1),
+		bulk:    make(chan struct{}, 1),
 	}
+	c.carrier = newCarrier(c, d)
+	return c
 }
 
 // run serves the tunnel until its session ends, ctx ends or the edge falls silent.
@@ -82,8 +77,12 @@ func (c *connection) run(ctx context.Context) {
 	wg.Go(func() { c.listen() })
 	wg.Go(func() { c.speak(ctx) })
 
-	tick := time.NewTicker(c.agent.cfg.timing.beat)
+	t := c.agent.cfg.timing
+	tick := time.NewTicker(t.beat)
 	defer tick.Stop()
+	var look <-chan time.Time // when to look whether another connection is needed
+	joined := make(chan error, 1)
+	joining, rejoin := false, t.rejoin
 	for {
 		select {
 		case <-ctx.Done():
@@ -91,6 +90,28 @@ func (c *connection) run(ctx context.Context) {
 		case <-c.session.Done():
 			c.fail(c.session.Err())
 			return
+		case <-c.bulk:
+			if look == nil && !joining {
+				look = time.After(t.look)
+			}
+		case <-look:
+			look = nil
+			switch crowded, moving := c.crowded(); {
+			case crowded && moving:
+				joining = true
+				wg.Go(func() { joined <- c.join(ctx, &wg) })
+			case crowded:
+				look = time.After(t.look) // it may go on
+			}
+		case err := <-joined:
+			joining = false
+			if err == nil {
+				rejoin = t.rejoin
+				continue
+			}
+			c.logger.Debug("no further connection for the tunnel", "err", err, "retry_in", rejoin.String())
+			look = time.After(jitter(rejoin))
+			rejoin = min(2*rejoin, maxRejoin)
 		case now := <-tick.C:
 			if !c.judge(now) {
 				c.fail(errSilent)
@@ -101,66 +122,15 @@ func (c *connection) run(ctx context.Context) {
 	}
 }
 
-// accept takes the edge's streams and does nothing else, so that it keeps up.
-func (c *connection) accept(ctx context.Context, wg *sync.WaitGroup) {
-	for {
-		s, err := c.session.Accept(ctx)
-		if err != nil {
-			return
-		}
-		c.streams.add(1)
-		wg.Go(func() {
-			defer c.streams.add(-1)
-			c.agent.forward.Serve(ctx, s, c.gate, c.ended)
-		})
-	}
-}
-
-func (c *connection) gate() protocol.Answer {
-	switch {
-	case c.refusing.Load():
-		return protocol.AnswerDraining
-	case !c.agent.ready.Load():
-		return protocol.AnswerNotReady
-	}
-	return protocol.AnswerOK
-}
-
-func (c *connection) ended(e protocol.StreamEnd) { c.send(protocol.TypeStreamEnd, e.Encode()) }
-
-// listen reads what the edge says.
-func (c *connection) listen() {
-	for {
-		typ, payload, err := protocol.ReadMessage(c.session.Control(), protocol.MaxMessage)
-		if err == nil {
-			c.pulse.heard(time.Now())
-			err = c.handle(typ, payload)
-		}
-		if err != nil {
-			c.fail(err)
-			_ = c.session.Close()
-			return
-		}
-	}
-}
-
+// handle acts on what the edge says of the tunnel.
 func (c *connection) handle(typ protocol.Type, payload []byte) error {
 	switch typ {
-	case protocol.TypeBeatAck:
-		seq, err := protocol.DecodeBeat(payload)
-		if err != nil {
-			return err
-		}
-		c.pulse.answered(seq, time.Now())
-	case protocol.TypeDrainAck:
-		c.refusing.Store(true)
-		closeOnce(c.acked)
 	case protocol.TypeEdges:
 		var m protocol.Edges
 		if err := protocol.Decode(payload, &m); err != nil {
 			return err
 		}
-		c.agent.setEdges(m.Edges)
+		c.agent.setEdges(c, m.Edges)
 	case protocol.TypeGoAway:
 		var m protocol.GoAway
 		if err := protocol.Decode(payload, &m); err != nil {
@@ -184,53 +154,6 @@ func (c *connection) handle(typ protocol.Type, payload []byte) error {
 	return nil // types of a newer edge are skipped
 }
 
-// speak writes what is pending. It gathers: many ends of streams are one write.
-func (c *connection) speak(ctx context.Context) {
-	var out bytes.Buffer
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-c.wake:
-		}
-		c.mu.Lock()
-		c.pending, out = out, c.pending
-		c.mu.Unlock()
-		control := c.session.Control()
-		_ = control.SetWriteDeadline(time.Now().Add(c.agent.cfg.timing.deadAlways))
-		if _, err := control.Write(out.Bytes()); err != nil {
-			c.fail(err)
-			_ = c.session.Close()
-			return
-		}
-		if out.Cap() > 64<<10 {
-			out = bytes.Buffer{}
-		}
-		out.Reset()
-	}
-}
-
-// send queues one control message. It never blocks.
-func (c *connection) send(typ protocol.Type, v any) {
-	c.mu.Lock()
-	err := protocol.WriteMessage(&c.pending, typ, v)
-	if err == nil && c.pending.Len() > maxPending {
-		err = errNotRead
-	}
-	c.mu.Unlock()
-	if err != nil {
-		// Only the session's owner may wait for it to close, and the caller may hold
-		// the agent's lock.
-		c.fail(err)
-		go func() { _ = c.session.Close() }() // ends when the session is closed, which run waits for
-		return
-	}
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
-}
-
 func (c *connection) sendReady(ready bool, reason string) {
 	if ready {
 		reason = ""
@@ -238,57 +161,33 @@ func (c *connection) sendReady(ready bool, reason string) {
 	c.send(protocol.TypeReady, protocol.Ready{Ready: ready, Reason: reason})
 }
 
-func (c *connection) sendBeat(now time.Time) {
-	c.send(protocol.TypeBeat, protocol.AppendBeat(c.pulse.next(now)))
-}
-
-// judge reports whether the edge still lives.
-func (c *connection) judge(now time.Time) bool {
-	t := c.agent.cfg.timing
-	if c.pulse.stalled(now, 3*t.beat) {
-		return true // this process was stopped for a while: ask before judging
-	}
-	silence := c.pulse.silence(now)
-	switch {
-	case silence < t.suspect:
-		return true
-	case silence >= t.deadAlways:
-		return false
-	case silence >= t.dead:
-		// A beat may be stuck behind other bytes on a thin pipe. The kernel knows
-		// whether the other machine still answers.
-		quiet, known := c.network.quiet()
-		return known && quiet < t.dead
-	}
-	if c.pulse.suspect() {
-		c.logger.Warn("edge is slow to answer", "duration", silence)
-	}
-	return true
-}
-
-// retire takes the tunnel out of service: drain, the edge's acknowledgement, then
-// the streams. It closes the session when none is left and returns when the
+// retire takes the tunnel out of service: drain, the edge's acknowledgement on every
+// connection, then the streams. It closes the session when none is left and returns when the
 // connection has ended or ctx has.
 func (c *connection) retire(ctx context.Context, reason string) {
-	c.agent.vacate(c)
 	c.mu.Lock()
 	first := !c.drained
 	c.drained = true
 	c.mu.Unlock()
+	c.agent.vacate(c)
 	if first {
 		c.send(protocol.TypeDrain, protocol.Drain{Reason: reason})
 	}
 	ack := time.NewTimer(c.agent.cfg.timing.ack)
 	defer ack.Stop()
-	select {
-	case <-c.acked:
-	case <-ack.C:
-		c.logger.Warn("edge did not acknowledge the drain")
-		c.refusing.Store(true)
-	case <-c.done:
-		return
-	case <-ctx.Done():
-		return
+	for _, k := range c.carriers() {
+		select {
+		case <-k.acked:
+		case <-k.gone:
+		case <-ack.C:
+			c.logger.Warn("edge did not acknowledge the drain")
+			ack.Reset(0) // for the others, too
+			k.refusing.Store(true)
+		case <-c.done:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 	if !c.waitIdle(ctx) {
 		return
@@ -298,6 +197,13 @@ func (c *connection) retire(ctx context.Context, reason string) {
 	case <-c.done:
 	case <-ctx.Done():
 	}
+}
+
+// retiring reports whether we asked to go.
+func (c *connection) retiring() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.drained
 }
 
 // waitIdle waits until no stream is open, and reports false if ctx ends first.
@@ -313,7 +219,7 @@ func (c *connection) waitIdle(ctx context.Context) bool {
 		case <-c.streams.zero():
 		}
 		// A stream may have arrived that was not accepted yet.
-		if c.session.Streams() == 0 {
+		if c.openStreams() == 0 {
 			return true
 		}
 		select {
@@ -353,9 +259,11 @@ func (c *connection) status() TunnelStatus {
 		Remote:  c.session.RemoteAddr().String(),
 		Carrier: c.session.Carrier(),
 		Since:   c.since,
-		Streams: c.session.Streams(),
+		Streams: c.openStreams(),
 		Leaving: isClosed(c.leaving) || isClosed(c.acked),
 		RTT:     c.pulse.rtt(),
+
+		Connections: len(c.carriers()),
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"wormhole/shared/protocol"
+	"wormhole/shared/socket"
 	"wormhole/shared/tunnel"
 	"wormhole/shared/tunnel/quicmux"
 	"wormhole/shared/tunnel/tlsmux"
@@ -34,6 +35,7 @@ type dialled struct {
 	hello   *protocol.Hello
 	welcome *protocol.Welcome
 	network network
+	target  target // where it leads
 }
 
 // dial opens a session at t. A refusal is a *protocol.Reject error.
@@ -123,13 +125,14 @@ func (a *Agent) dialTLS(ctx context.Context, t target, hello *protocol.Hello) (d
 	if err != nil {
 		return dialled{}, err
 	}
-	session, welcome, err := tlsmux.Dial(ctx, conn, a.tlsConfig(t.server), hello, tlsmux.Options{MaxIncoming: maxIncoming, Logger: a.logger})
+	session, welcome, err := tlsmux.Dial(ctx, conn, a.tlsConfig(t.server), hello, tlsmux.Options{
+		MaxIncoming: maxIncoming, Logger: a.logger, Congestion: a.cfg.Congestion,
+	})
 	if err != nil {
 		_ = conn.Close()
 		return dialled{}, err
 	}
-	tcp, _ := conn.(*net.TCPConn)
-	return dialled{session, hello, welcome, network{tcp}}, nil
+	return dialled{session, hello, welcome, network{socket.TCP(conn)}, t}, nil
 }
 
 func (a *Agent) dialQUIC(ctx context.Context, t target, hello *protocol.Hello) (dialled, error) {
@@ -160,5 +163,9 @@ func (a *Agent) connect(ctx context.Context, addr string) (net.Conn, error) {
 		return connectThrough(ctx, proxy, addr)
 	}
 	var d net.Dialer
-	return d.DialContext(ctx, "tcp", addr)
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return socket.Direct(conn), nil
 }

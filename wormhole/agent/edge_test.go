@@ -234,13 +234,18 @@ func (s *edgeSession) hearsReady(want bool) {
 // closed.
 func (s *edgeSession) open() (tunnel.Stream, protocol.Answer) {
 	s.edge.t.Helper()
+	return s.openAs("")
+}
+
+func (s *edgeSession) openAs(requestID string) (tunnel.Stream, protocol.Answer) {
+	s.edge.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	stream, err := s.Open(ctx)
 	if err != nil {
 		s.edge.t.Fatal(err)
 	}
-	header, err := protocol.AppendStreamHeader(nil, protocol.StreamHeader{Kind: protocol.KindTCP})
+	header, err := protocol.AppendStreamHeader(nil, protocol.StreamHeader{Kind: protocol.KindTCP, RequestID: requestID})
 	if err != nil {
 		s.edge.t.Fatal(err)
 	}
@@ -270,12 +275,16 @@ func (e *fakeEdge) next() *edgeSession {
 	}
 }
 
-// echo is a Forwarder whose app sends back what it gets.
+// echo is a Forwarder whose app sends back what it gets, but for streams whose
+// request id is sink.
 type echo struct{}
+
+const sink = "sink"
 
 func (echo) Serve(_ context.Context, s tunnel.Stream, gate func() protocol.Answer, ended func(protocol.StreamEnd)) {
 	defer func() { _ = s.Close() }()
-	if _, err := protocol.ReadStreamHeader(s); err != nil {
+	header, err := protocol.ReadStreamHeader(s)
+	if err != nil {
 		return
 	}
 	a := gate()
@@ -293,6 +302,9 @@ func (echo) Serve(_ context.Context, s tunnel.Stream, gate func() protocol.Answe
 			ended(protocol.StreamEnd{Stream: s.ID(), Delivered: n, Clean: true})
 			_ = s.CloseWrite()
 			return
+		}
+		if header.RequestID == sink {
+			continue
 		}
 		if _, err := s.Write(buf[:k]); err != nil {
 			return

@@ -3,13 +3,11 @@ package agent
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
-
-	"wormhole/shared/protocol"
 )
 
 // keepName keeps a link to every address of the configured edge name (host:port).
@@ -71,74 +69,155 @@ func (a *Agent) resolve(ctx context.Context, host string) ([]netip.Addr, error) 
 // before it is dialled at the address that edges tell.
 const toldGrace = 15 * time.Second
 
-// keepTold keeps links to edges that other edges told us of, up to
-// Config.EdgesMax tunnels in all.
+// patienceToMeasure is how long an edge that is new is measured before it is taken
+// for want of others.
+const patienceToMeasure = time.Second
+
+// keepTold decides which edges to hold tunnels to. It keeps links to those that other
+// edges told us of, and lets tunnels go that are not needed any more, once those that
+// stay are open.
 func (a *Agent) keepTold(ctx context.Context) {
 	links := newLinks(ctx)
 	defer links.stop()
-	tick := time.NewTicker(toldGrace / 3)
+	tick := time.NewTicker(a.cfg.timing.tick)
 	defer tick.Stop()
-	few := 0 // ticks with fewer tunnels than wanted
+	slots := make(chan struct{}, atOnce)
+	var short time.Time // since when there are fewer tunnels than wanted
+	warned := false
 	for {
-		wanted, changed := a.wantedTold(links.has)
-		links.set(wanted)
+		p := a.plan(time.Now(), links.has)
+		links.set(p.links)
+		for _, c := range p.surplus {
+			c.logger.Info("tunnel is not needed any more, nearer edges are connected", "remote", c.session.RemoteAddr().String())
+			a.wg.Go(func() { c.retire(ctx, "nearer edges are connected") })
+		}
+		a.measureDue(ctx, slots)
+		switch {
+		case p.open >= p.want:
+			short, warned = time.Time{}, false
+		case short.IsZero():
+			short = time.Now()
+		case !warned && time.Since(short) > toldGrace:
+			warned = true
+			a.logger.Warn("fewer tunnels than wanted", "open", p.open, "wanted", p.want)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-a.quit:
 			return
-		case <-changed:
+		case <-p.changed:
 		case <-tick.C:
-			open, want := a.shortage()
-			if few++; open >= want {
-				few = 0
-			}
-			if few == 3 {
-				a.logger.Warn("fewer tunnels than wanted", "open", open, "wanted", want)
-			}
 		}
 	}
 }
 
-// wantedTold says which edges to dial at the address we were told, keyed by node,
-// and gives the channel that is closed at the next change. An edge that has a link
-// keeps it as long as it is in the list.
-func (a *Agent) wantedTold(has func(node string) bool) (map[string]*link, <-chan struct{}) {
+// plan is what to do about the edges that others told us of.
+type plan struct {
+	links      map[string]*link // by node: those to keep
+	surplus    []*connection    // to let go
+	open, want int              // tunnels
+	changed    <-chan struct{}  // closed at the next change
+}
+
+// plan decides. has says which nodes have a link. In a network, whose edges reach
+// each other's sites, the nearest are held; edges of no network are all held, since
+// what one has is not reached through another.
+func (a *Agent) plan(now time.Time, has func(node string) bool) plan {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	options := a.options(now)
+	p := plan{links: map[string]*link{}, open: len(a.nodes), want: min(a.cfg.EdgesMin, len(options))}
+	var order []string
+	var wanted map[string]bool
+	if a.networked() {
+		known := options[:0:0]
+		for _, o := range options {
+			q := a.prospects[o.node]
+			measuring := o.rtt == 0 && !o.failed && now.Sub(q.since) < patienceToMeasure
+			if q.common && (o.held || has(o.node) || !measuring) {
+				known = append(known, o)
+			}
+		}
+		order = choice{min: a.cfg.EdgesMin, max: a.cfg.EdgesMax, region: a.cfg.Region}.of(known)
+		wanted = map[string]bool{}
+		for _, node := range order {
+			wanted[node] = true
+		}
+		p.surplus = a.surplus(now, wanted)
+	} else {
+		order = choice{min: a.cfg.EdgesMax, max: a.cfg.EdgesMax, region: a.cfg.Region}.of(options)
+	}
+	if !maps.Equal(wanted, a.wanted) {
+		a.wanted = wanted
+		a.announce()
+	}
 	room := a.cfg.EdgesMax
 	for _, c := range a.nodes {
-		if c.name != "" {
+		if c.name != "" && (wanted == nil || wanted[c.welcome.Node]) {
 			room--
 		}
 	}
-	var kept, fresh []protocol.Edge
-	for node, e := range a.told {
-		switch {
-		case has(node):
-			kept = append(kept, e)
-		case a.nodes[node] == nil && time.Since(a.lost[node]) > toldGrace:
-			fresh = append(fresh, e)
-		}
+	spread := time.Duration(0)
+	if len(a.nodes) > 0 {
+		spread = a.cfg.timing.spread
 	}
-	// Agents should not all choose the same edges when there are more than enough;
-	// map order is random, so no further shuffling is needed.
-	wanted := map[string]*link{}
-	for _, e := range slices.Concat(kept, fresh) {
+	for _, node := range order {
+		e := a.prospects[node].edge
 		host, _, err := net.SplitHostPort(e.Addr)
-		if err != nil || len(wanted) >= room {
+		if err != nil || len(p.links) >= room {
 			continue
 		}
-		wanted[e.Node] = &link{agent: a, target: target{addr: e.Addr, server: host}}
+		if !has(node) && (a.nodes[node] != nil || now.Sub(a.lost[node]) <= toldGrace) {
+			continue // a configured name leads there
+		}
+		p.links[node] = &link{agent: a, node: node, target: target{addr: e.Addr, server: host}, spread: spread}
 	}
-	return wanted, a.changed
+	p.changed = a.changed
+	return p
 }
 
-// shortage is how many tunnels are open and how many there should be.
-func (a *Agent) shortage() (open, want int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return len(a.nodes), min(a.cfg.EdgesMin, len(a.told))
+// surplus are the tunnels that are not wanted, once all that are wanted have been
+// open for a while. One goes only if an edge that stays reaches what it has. mu must
+// be held.
+func (a *Agent) surplus(now time.Time, wanted map[string]bool) []*connection {
+	reached := map[string]bool{}
+	for node := range wanted {
+		c := a.nodes[node]
+		if c == nil || now.Sub(c.since) < a.cfg.timing.overlap {
+			return nil
+		}
+		for _, e := range c.edges {
+			reached[e.Node] = true
+		}
+	}
+	var out []*connection
+	for node, c := range a.nodes {
+		if !wanted[node] && reached[node] && len(wanted) > 0 {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// needless reports whether a link under a configured name may rest: all edges that
+// are wanted are held, and it leads, or its name led, to another one of their
+// network. mu must be held.
+func (a *Agent) needless(l *link) bool {
+	if len(a.wanted) == 0 {
+		return false
+	}
+	for node := range a.wanted {
+		if a.nodes[node] == nil {
+			return false
+		}
+	}
+	node := l.node
+	if node == "" {
+		node = a.found[l.name]
+	}
+	p := a.prospects[node]
+	return p != nil && p.common && (l.node == "" || !a.wanted[node])
 }
 
 // links runs one goroutine for each link of a changing set. One goroutine uses it.

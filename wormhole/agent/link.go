@@ -16,11 +16,19 @@ import (
 type link struct {
 	agent  *Agent
 	name   string // the configured name, empty for an edge that others told of
+	node   string // where it leads, empty while not known
 	target target
+	spread time.Duration // the first attempt is made within it
 
 	failed   chan<- struct{} // told after an attempt that failed; may be nil
 	failures int             // attempts in a row that did not reach an edge
 	viaQUIC  bool            // TCP did not get through last time
+
+	wait     *backoff.Backoff // between attempts while another link's tunnel is open
+	until    time.Time        // no attempt before
+	earliest time.Time        // the edge asked for none before
+	round    int              // the last one of Agent.rounds that it entered
+	losses   int              // of Agent.rounds, when it did
 }
 
 // target is where a link dials.
@@ -33,18 +41,24 @@ type target struct {
 // lives until it ends by itself or ctx does; keep returns after it.
 func (l *link) keep(ctx, dialCtx context.Context) {
 	a := l.agent
-	wait := a.newBackoff()
-	for l.mayDial(dialCtx) {
+	a.share(1)
+	defer a.share(-1)
+	l.wait = a.newBackoff()
+	if l.spread > 0 {
+		l.until = time.Now().Add(rand.N(l.spread))
+	}
+	for l.awaitTurn(dialCtx) {
 		next, err := l.dial(dialCtx, l.carriers())
 		if err != nil {
 			if l.mayDial(dialCtx) {
 				a.totals.failed.Add(1)
 			}
-			if !l.pause(dialCtx, err, wait) {
+			if !l.pause(dialCtx, err) {
 				return
 			}
 			continue
 		}
+		l.node = next.welcome.Node
 		holds := a.admit(next, nil)
 		a.wg.Go(func() { next.run(ctx) })
 		if !holds {
@@ -55,26 +69,26 @@ func (l *link) keep(ctx, dialCtx context.Context) {
 			}
 			continue
 		}
-		wait.Connected()
+		l.wait.Connected()
 		l.failures = 0
 		l.viaQUIC = next.session.Carrier() == tunnel.QUIC
 		next.logger.Info("tunnel open", "remote", next.session.RemoteAddr().String(),
 			"carrier", string(next.session.Carrier()), "region", next.welcome.Region, "hosts", next.welcome.Hosts)
 
 		next = l.stay(ctx, dialCtx, next)
-		wait.Disconnected()
+		l.wait.Disconnected()
+		if isClosed(next.leaving) && next.goAway.Code == "" {
+			l.wait = a.newBackoff() // it left in good order, and may soon be back in it
+		}
 		if reject := next.expelled(); reject != nil {
-			if !l.pause(dialCtx, reject, wait) {
+			if !l.pause(dialCtx, reject) {
 				return
 			}
-		} else if !isClosed(next.leaving) && l.mayDial(dialCtx) {
-			d := wait.Next()
+		} else if !isClosed(next.leaving) && !next.retiring() && l.mayDial(dialCtx) {
+			d := a.postpone(l, nil)
 			a.totals.lost.Add(1)
 			next.logger.Warn("tunnel lost", "remote", l.target.addr, "err", next.reason(), "retry_in", d.Round(time.Millisecond).String())
 			l.tellFailed()
-			if !a.sleep(dialCtx, d, nil) {
-				return
-			}
 		}
 	}
 }
@@ -127,6 +141,21 @@ func (l *link) stay(ctx, dialCtx context.Context, c *connection) *connection {
 	}
 }
 
+// awaitTurn waits until the link's tunnel is needed and it may dial, and reports
+// whether to.
+func (l *link) awaitTurn(ctx context.Context) bool {
+	for l.mayDial(ctx) {
+		d, changed := l.agent.turn(l)
+		if d <= 0 {
+			return true
+		}
+		if !l.agent.sleep(ctx, d, changed) {
+			return false
+		}
+	}
+	return false
+}
+
 func (l *link) mayDial(ctx context.Context) bool {
 	return ctx.Err() == nil && !isClosed(l.agent.quit)
 }
@@ -176,9 +205,9 @@ func (l *link) carriers() carriers {
 	return c
 }
 
-// pause waits as long as an attempt that failed with err asks for, and reports
-// whether to try again.
-func (l *link) pause(ctx context.Context, err error, wait *backoff.Backoff) bool {
+// pause has the link wait as long as an attempt that failed with err asks for, and
+// reports whether to try again.
+func (l *link) pause(ctx context.Context, err error) bool {
 	if !l.mayDial(ctx) {
 		return false
 	}
@@ -188,22 +217,20 @@ func (l *link) pause(ctx context.Context, err error, wait *backoff.Backoff) bool
 		a.logger.Error("edge refuses the agent", "remote", l.target.addr, "code", string(reject.Code), "err", reject.Reason)
 		return l.pauseRefused(ctx, reject)
 	}
-	d := wait.Next()
-	if reject != nil {
-		// All who were turned away were told a time; none should come together.
-		if after := reject.RetryAfter(); after > d {
-			d = after + rand.N(after/4+1)
-		}
-	} else {
+	if reject == nil {
 		l.failures++
+		if l.node != "" {
+			a.stumble(l.node)
+		}
 	}
 	level := slog.LevelWarn
 	if a.reaches(l.name) {
 		level = slog.LevelDebug // another address of the name works, as with an edge that has one family only
 	}
+	d := a.postpone(l, reject)
 	a.logger.Log(ctx, level, "cannot open tunnel", "remote", l.target.addr, "err", err, "retry_in", d.Round(time.Millisecond).String())
 	l.tellFailed()
-	return a.sleep(ctx, d, nil)
+	return true
 }
 
 // pauseRefused waits for another token, or for a long time.

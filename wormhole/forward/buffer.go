@@ -4,7 +4,7 @@ import "sync"
 
 const (
 	smallSize = 4 << 10  // a waiting direction holds this much
-	largeSize = 32 << 10 // a busy one this much
+	largeSize = 64 << 10 // a busy one this much
 )
 
 // pools hands out buffers for copying. Its zero value is ready to use.

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"wormhole/shared/protocol"
+	"wormhole/shared/socket"
 )
 
 // appConn is a connection to the app.
@@ -29,7 +30,7 @@ func (f *Forwarder) dial(ctx context.Context, raw bool) (appConn, error) {
 		return nil, err
 	}
 	if !e.tls || raw {
-		return conn.(appConn), nil // *net.TCPConn and *net.UnixConn both are
+		return conn.(appConn), nil // one of TCP and *net.UnixConn both are
 	}
 	secure := tls.Client(conn, &tls.Config{
 		ServerName:         e.host,
@@ -56,7 +57,7 @@ func (f *Forwarder) dialFirst(ctx context.Context, e *Endpoint) (net.Conn, error
 			if k != start {
 				f.answered.Store(int32(k))
 			}
-			return conn, nil
+			return socket.Direct(conn), nil
 		}
 		if firstErr == nil {
 			firstErr = err
@@ -84,12 +85,28 @@ func nobodyListens(err error) bool {
 
 // reset closes conn so that the app sees a reset rather than a tidy end.
 func reset(conn appConn) {
-	c := net.Conn(conn)
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn() // without a close_notify, which would be a tidy end
+	resetOnClose(conn, true)
+	// Without a close_notify, which would be a tidy end.
+	_ = below(conn).Close()
+}
+
+// below is what is below TLS.
+func below(conn appConn) net.Conn {
+	if t, ok := conn.(*tls.Conn); ok {
+		return t.NetConn()
 	}
-	if tcp, ok := c.(*net.TCPConn); ok {
+	return conn
+}
+
+// resetOnClose says whether whatever closes the socket resets it, the end of this
+// process included, or ends it properly.
+func resetOnClose(conn appConn, reset bool) {
+	tcp := socket.TCP(below(conn))
+	switch {
+	case tcp == nil:
+	case reset:
 		_ = tcp.SetLinger(0)
+	default:
+		_ = tcp.SetLinger(-1)
 	}
-	_ = c.Close()
 }

@@ -136,6 +136,11 @@ func (f *Forwarder) Serve(ctx context.Context, stream tunnel.Stream, gate func()
 		answer(stream, refusal(err))
 		return
 	}
+	if header.Kind != protocol.KindHTTP {
+		// Raw bytes do not show that some are missing: only two proper ends end it
+		// properly; see join.run.
+		resetOnClose(app, true)
+	}
 	// A write to an app that does not read is interrupted by nothing else.
 	stopApp := context.AfterFunc(ctx, func() { reset(app) })
 	defer stopApp()

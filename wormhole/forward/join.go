@@ -25,6 +25,7 @@ type join struct {
 	ended  func(protocol.StreamEnd)
 
 	gone atomic.Bool   // the edge's side died; what the app does no longer matters
+	fin  atomic.Bool   // the app ended its side properly
 	over chan struct{} // closed when the edge's side has ended
 
 	mu        sync.Mutex // held while writing to the app; guards what follows
@@ -39,9 +40,12 @@ func (j *join) run() {
 		defer close(done)
 		j.fromApp()
 	}()
-	j.toApp()
+	ended := j.toApp()
 	close(j.over)
 	<-done
+	if ended && j.fin.Load() {
+		resetOnClose(j.app, false)
+	}
 	_ = j.app.Close()
 }
 
@@ -81,6 +85,7 @@ func (j *join) appEnded(err error, sent bool) {
 		return // toApp closed the connection because the edge's side ended first
 	}
 	clean := errors.Is(err, io.EOF)
+	j.fin.Store(clean)
 	var delivered uint64
 	if j.kind == protocol.KindHTTP || !clean {
 		// An app that ended an HTTP connection takes no further request from it. What
@@ -121,37 +126,43 @@ func (j *join) freeze() uint64 {
 	return j.delivered
 }
 
-// toApp copies from the edge to the app. After the app has ended it goes on
-// reading, so that the edge is not held up, until the edge ends too.
-func (j *join) toApp() {
+// toApp copies from the edge to the app, and reports whether the edge ended its side
+// properly. After the app has ended it goes on reading, so that the edge is not held
+// up, until the edge ends too; but raw bytes that the app does not take any more are
+// answered with an abort, as its own socket would.
+func (j *join) toApp() (ended bool) {
 	buf := buffer{pools: j.pools}
 	defer buf.free()
 	for {
 		n, err := j.stream.Read(buf.space())
 		if n > 0 {
-			j.deliver(buf.space()[:n])
+			taken := j.deliver(buf.space()[:n])
 			buf.filled(n)
+			if !taken && j.kind != protocol.KindHTTP && j.fin.Load() {
+				j.stream.Abort()
+			}
 		}
 		switch {
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			_ = j.app.CloseWrite()
-			return
+			return true
 		default:
 			j.gone.Store(true)
 			j.closeApp()
-			return
+			return false
 		}
 	}
 }
 
 // deliver hands p to the app. If the app refuses it, only the app's own end, seen
-// by fromApp, says how the connection ended: there may be an answer to read yet.
-func (j *join) deliver(p []byte) {
+// by fromApp, says how the connection ended: there may be an answer to read yet. It
+// reports whether the app took p.
+func (j *join) deliver(p []byte) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.frozen {
-		return
+		return false
 	}
 	n, err := j.app.Write(p)
 	j.delivered += uint64(n)
@@ -159,6 +170,7 @@ func (j *join) deliver(p []byte) {
 	if err != nil {
 		j.frozen = true
 	}
+	return err == nil
 }
 
 // closeApp ends the app's connection after the edge's side died. HTTP proves by

@@ -24,6 +24,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The first thread stays with TestMain: /proc/self/net shows its network, and tests
+// that leave for one of their own (ownNetwork) must not do so on it.
+func init() { runtime.LockOSThread() }
+
 // TestMain lets the test binary play other programs: its first argument may
 // name a role.
 func TestMain(m *testing.M) {

@@ -12,10 +12,13 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // listening is an app that listens once told to.
@@ -97,6 +100,8 @@ func TestListeningPortsTellsWildcardFromLoopback(t *testing.T) {
 }
 
 func TestAnAppThatHidesItsDescriptorsIsFoundByWhatIsNew(t *testing.T) {
+	// Whatever else begins to listen on the host meanwhile is as new as the app's.
+	ownNetwork(t)
 	before, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -118,6 +123,33 @@ func TestAnAppThatHidesItsDescriptorsIsFoundByWhatIsNew(t *testing.T) {
 	slices.Sort(lines) // address, done, found, address
 	if len(lines) != 4 || lines[0] != lines[1] {
 		t.Errorf("got %q, want the address that was found to be the one listened on", out)
+	}
+}
+
+// ownNetwork moves the calling goroutine, and the programs that it starts, to a
+// network of loopback alone until the test ends. Without the right to, they stay.
+func ownNetwork(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread() // for good: the thread ends with the goroutine
+	switch err := unix.Unshare(unix.CLONE_NEWNET); {
+	case errors.Is(err, unix.EPERM):
+		runtime.UnlockOSThread()
+		return
+	case err != nil:
+		t.Fatal(err)
+	}
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(s)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lo.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, lo); err != nil {
+		t.Fatal(err)
 	}
 }
 

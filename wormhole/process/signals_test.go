@@ -112,7 +112,9 @@ func TestG4AWellBehavedAppIsNotWaitedForLonger(t *testing.T) {
 
 func TestAForeignProcMisleadsNobody(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, play func(string, ...string) *exec.Cmd) {
-		// Process 1 of a PID namespace that sees the /proc of another.
+		// Process 1 of a PID namespace that sees the /proc of another, and so must
+		// go by what is new on the network, which is to be its own.
+		ownNetwork(t)
 		foreign := func(role string, args ...string) *exec.Cmd {
 			cmd := play(role, args...)
 			cmd.Args = slices.DeleteFunc(cmd.Args, func(arg string) bool { return arg == "--mount-proc" })

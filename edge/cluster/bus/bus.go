@@ -10,12 +10,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"wormhole/edge/cluster/identity"
 	"wormhole/edge/cluster/store"
 )
 
 const (
-	subject        = "wormhole.bus"
+	subject        = "wormhole.bus" // in a mesh of ours; with others' servers the network's name follows
 	digestInterval = 2 * time.Second
 	gather         = 5 * time.Millisecond // for changes that come together
 	askInterval    = 250 * time.Millisecond
@@ -34,6 +36,8 @@ type Config struct {
 	// it is), Routes the others' addresses that are known.
 	Listen, Advertise string
 	Routes            []string
+	// Connect connects to servers that somebody else runs, in place of a mesh.
+	Connect func(...nats.Option) (*nats.Conn, error)
 	// GuardHold is how long a sudden loss of most rows of an edge is not believed;
 	// default 10 s.
 	GuardHold time.Duration
@@ -52,15 +56,17 @@ type Listener struct {
 
 // Bus is this edge's place on the bus. All methods may be called concurrently.
 type Bus struct {
-	cfg    Config
-	id     *identity.Identity
-	allow  func(node string) error
-	hear   Listener
-	logger *slog.Logger
-	mesh   *mesh
-	table  *table
-	late   time.Duration // digestInterval; tests shorten it
-	start  time.Time     // what ages count from: no route may depend on the wall clock
+	cfg     Config
+	id      *identity.Identity
+	allow   func(node string) error
+	hear    Listener
+	logger  *slog.Logger
+	mesh    *mesh
+	table   *table
+	subject string
+	chunk   int           // rows in one message
+	late    time.Duration // digestInterval; tests shorten it
+	start   time.Time     // what ages count from: no route may depend on the wall clock
 
 	changed chan struct{} // capacity 1: own rows changed
 	asked   chan struct{} // capacity 1: somebody wants a snapshot
@@ -116,10 +122,16 @@ func Open(cfg Config, id *identity.Identity, conf *tls.Config, allow func(node s
 	b := &Bus{
 		cfg: cfg, id: id, allow: allow, hear: hear, logger: logger, table: newTable(), late: digestInterval, start: time.Now(),
 		changed: make(chan struct{}, 1), asked: make(chan struct{}, 1), speak: make(chan struct{}, 1),
-		peers: map[string]*peer{},
+		peers: map[string]*peer{}, subject: subject, chunk: maxChunk,
 	}
 	b.own.rows, b.own.pending = map[string]State{}, map[string]State{}
 	var err error
+	if cfg.Connect != nil {
+		// Others may use the same servers, and take messages of 1 MiB only.
+		b.subject, b.chunk = subject+"."+cfg.Network, maxChunk/4
+		b.mesh, err = joinMesh(cfg.Connect, func() { nudge(b.speak) })
+		return b, err
+	}
 	b.mesh, err = openMesh(cfg.Network, id.Node(), cfg.Listen, cfg.Advertise, cfg.Routes, conf, logger)
 	return b, err
 }
@@ -132,7 +144,7 @@ func (b *Bus) SetRoutes(addrs []string) error { return b.mesh.setRoutes(addrs) }
 
 // Run speaks and listens until ctx ends.
 func (b *Bus) Run(ctx context.Context) error {
-	if err := b.mesh.subscribe(subject, b.receive); err != nil {
+	if err := b.mesh.subscribe(b.subject, b.receive); err != nil {
 		return err
 	}
 	tick := time.NewTicker(b.late)
@@ -145,7 +157,7 @@ func (b *Bus) Run(ctx context.Context) error {
 		select {
 		case <-b.changed:
 			select {
-			case <-time.After(gather):
+			case <-time.After(GatherFor(len(b.all()))):
 			case <-ctx.Done():
 			}
 			b.sayChanges()
@@ -157,7 +169,7 @@ func (b *Bus) Run(ctx context.Context) error {
 			b.sayDigest()
 		case <-look.C:
 			// Whoever has just been linked should not wait for the next digest.
-			if n := b.mesh.nats.NumRoutes(); n > routes {
+			if n := b.mesh.routes(); n > routes {
 				b.sayDigest()
 				routes = n
 			} else {
@@ -216,7 +228,7 @@ func (b *Bus) publish(m *message) {
 	m.cert, m.epoch = b.id.Certificate(), b.cfg.Epoch
 	raw, err := encode(m, b.id.Sign)
 	if err == nil {
-		err = b.mesh.conn.Publish(subject, raw)
+		err = b.mesh.conn.Publish(b.subject, raw)
 	}
 	if err != nil {
 		b.logger.Debug("bus message not sent", "err", err)
@@ -226,7 +238,7 @@ func (b *Bus) publish(m *message) {
 func (b *Bus) sayChanges() {
 	b.own.Lock()
 	defer b.own.Unlock()
-	rows := make([]row, 0, min(len(b.own.pending), maxChunk))
+	rows := make([]row, 0, min(len(b.own.pending), b.chunk))
 	send := func() {
 		b.own.seq++
 		b.publish(&message{kind: kindDelta, seq: b.own.seq, rows: rows})
@@ -244,7 +256,7 @@ func (b *Bus) sayChanges() {
 			b.own.hash ^= hashRow(pattern, state)
 			b.own.rows[pattern] = state
 		}
-		if rows = append(rows, row{pattern, state}); len(rows) == maxChunk {
+		if rows = append(rows, row{pattern, state}); len(rows) == b.chunk {
 			send()
 		}
 	}
@@ -269,15 +281,15 @@ func (b *Bus) sayDigest() {
 func (b *Bus) saySnapshot() {
 	b.own.Lock()
 	defer b.own.Unlock()
-	of := max(1, (len(b.own.rows)+maxChunk-1)/maxChunk)
-	rows := make([]row, 0, min(len(b.own.rows), maxChunk))
+	of := max(1, (len(b.own.rows)+b.chunk-1)/b.chunk)
+	rows := make([]row, 0, min(len(b.own.rows), b.chunk))
 	index := 0
 	send := func() {
 		b.publish(&message{kind: kindSnapshot, seq: b.own.seq, index: uint16(index), of: uint16(of), rows: rows})
 		rows, index = rows[:0], index+1
 	}
 	for pattern, state := range b.own.rows {
-		if rows = append(rows, row{pattern, state}); len(rows) == maxChunk {
+		if rows = append(rows, row{pattern, state}); len(rows) == b.chunk {
 			send()
 		}
 	}

@@ -272,8 +272,10 @@ func FuzzDecode(f *testing.F) {
 	sign := func([]byte) []byte { return make([]byte, ed25519.SignatureSize) }
 	for _, m := range []*message{
 		{kind: kindDelta, rows: []row{{"a.example.com", Ready}, {"*.b.example.com", Gone}}},
-		{kind: kindDigest, info: Info{Addr: "x:1"}}, {kind: kindSnapshot, of: 1},
-		{kind: kindAsk, node: nodeID(1)}, {kind: kindEntry, bucket: "b", entry: store.Entry{Key: "k"}},
+		{kind: kindDigest, info: Info{Addr: "x:1"}},
+		{kind: kindSnapshot, of: 1},
+		{kind: kindAsk, node: nodeID(1)},
+		{kind: kindEntry, bucket: "b", entry: store.Entry{Key: "k"}},
 	} {
 		raw, err := encode(m, sign)
 		if err != nil {

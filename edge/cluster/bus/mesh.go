@@ -17,9 +17,10 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// mesh is the NATS server of this edge and a connection to it.
+// mesh is the NATS server of this edge and a connection to it, or a connection to
+// servers that somebody else runs.
 type mesh struct {
-	nats *server.Server
+	nats *server.Server // nil with servers of others
 	opts *server.Options
 	conn *nats.Conn
 }
@@ -79,8 +80,32 @@ func openMesh(network, node, addr, advertise string, routes []string, conf *tls.
 	return m, nil
 }
 
+// joinMesh connects to servers that somebody else runs. joined is called whenever the
+// connection is there again.
+func joinMesh(connect func(...nats.Option) (*nats.Conn, error), joined func()) (*mesh, error) {
+	conn, err := connect(nats.NoEcho(), nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
+		nats.ReconnectWait(250*time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
+		nats.ReconnectBufSize(-1), nats.Timeout(2*time.Second), nats.PingInterval(2*time.Second), nats.MaxPingsOutstanding(2),
+		nats.ConnectHandler(func(*nats.Conn) { joined() }), nats.ReconnectHandler(func(*nats.Conn) { joined() }))
+	if err != nil {
+		return nil, fmt.Errorf("bus: %w", err)
+	}
+	return &mesh{conn: conn}, nil
+}
+
+// routes counts the servers that this one is joined with.
+func (m *mesh) routes() int {
+	if m.nats == nil {
+		return 0
+	}
+	return m.nats.NumRoutes()
+}
+
 // addr is where routes are accepted.
 func (m *mesh) addr() string {
+	if m.nats == nil {
+		return ""
+	}
 	if a := m.nats.ClusterAddr(); a != nil {
 		return a.String()
 	}
@@ -89,6 +114,9 @@ func (m *mesh) addr() string {
 
 // setRoutes replaces the addresses to connect to.
 func (m *mesh) setRoutes(routes []string) error {
+	if m.nats == nil {
+		return nil
+	}
 	slices.Sort(routes)
 	next := m.opts.Clone()
 	next.Routes = urls(routes)
@@ -105,6 +133,9 @@ func (m *mesh) setRoutes(routes []string) error {
 func (m *mesh) close() {
 	if m.conn != nil {
 		m.conn.Close()
+	}
+	if m.nats == nil {
+		return
 	}
 	m.nats.Shutdown()
 	m.nats.WaitForShutdown()
@@ -124,7 +155,11 @@ func (m *mesh) subscribe(subject string, f func([]byte)) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(sub.SetPendingLimits(1<<16, 256<<20), m.conn.Flush())
+	err = sub.SetPendingLimits(MaxPending, 256<<20)
+	if m.nats != nil { // servers of others may be away, and are told when they come
+		err = errors.Join(err, m.conn.Flush())
+	}
+	return err
 }
 
 // quietLog passes what the server says on at debug level: that a peer is gone is

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"wormhole/edge/cluster/store"
 	"wormhole/shared/hostname"
@@ -76,6 +77,13 @@ type Info struct {
 	// Version is the edge's own.
 	Version  string `json:"version,omitempty"`
 	Draining bool   `json:"draining,omitempty"`
+	// Hostname is the edge's own name, Addrs its public addresses, and DNS says that it
+	// answers queries: what DNS answers are made of.
+	Hostname string       `json:"hostname,omitempty"`
+	Addrs    []netip.Addr `json:"addrs,omitempty"`
+	DNS      bool         `json:"dns,omitempty"`
+	// Store is what it says of the network's store, for the package cluster.
+	Store json.RawMessage `json:"store,omitempty"`
 	// Sees is which nodes it hears, with the age of the last word in milliseconds.
 	Sees map[string]int64 `json:"sees,omitempty"`
 }

@@ -44,7 +44,7 @@ func newCA(t *testing.T) *CA {
 }
 
 // shake performs a handshake and returns both ends' errors and what the server saw.
-func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error, state tls.ConnectionState) {
+func shake(t *testing.T, server, client *tls.Config) (state tls.ConnectionState, serverErr, clientErr error) {
 	t.Helper()
 	a, b := net.Pipe()
 	deadline := time.Now().Add(5 * time.Second)
@@ -66,33 +66,33 @@ func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error
 	}
 	state = here.ConnectionState()
 	_ = a.Close()
-	return serverErr, <-done, state
+	return state, serverErr, <-done
 }
 
 func TestEdgesOfOneNetworkKnowEachOther(t *testing.T) {
 	ca, foreign := newCA(t), newCA(t)
 	one, two, stranger := newIdentity(t, ca, node1), newIdentity(t, ca, node2), newIdentity(t, foreign, node2)
-	serverErr, clientErr, state := shake(t, one.Server("x/1", nil), two.Client("x/1", node1))
+	state, serverErr, clientErr := shake(t, one.Server("x/1", nil), two.Client("x/1", node1))
 	if serverErr != nil || clientErr != nil {
 		t.Fatal(serverErr, clientErr)
 	}
 	if peer, err := one.Peer(state); err != nil || peer != node2 {
 		t.Errorf("the peer is %q, %v", peer, err)
 	}
-	if _, err, _ := shake(t, one.Server("x/1", nil), two.Client("x/1", node2)); err == nil {
+	if _, _, err := shake(t, one.Server("x/1", nil), two.Client("x/1", node2)); err == nil {
 		t.Error("another edge than the one dialled was taken for it")
 	}
-	if err, _, _ := shake(t, one.Server("x/1", nil), stranger.Client("x/1", "")); err == nil {
+	if _, err, _ := shake(t, one.Server("x/1", nil), stranger.Client("x/1", "")); err == nil {
 		t.Error("an edge of another network was let in")
 	}
-	if err, _, _ := shake(t, one.Server("x/1", nil), &tls.Config{NextProtos: []string{"x/1"}, InsecureSkipVerify: true}); err == nil {
+	if _, err, _ := shake(t, one.Server("x/1", nil), &tls.Config{NextProtos: []string{"x/1"}, InsecureSkipVerify: true}); err == nil {
 		t.Error("a client without a certificate was let in")
 	}
 	left := func(string) error { return errors.New("left") }
-	if err, _, _ := shake(t, one.Server("x/1", left), two.Client("x/1", node1)); err == nil {
+	if _, err, _ := shake(t, one.Server("x/1", left), two.Client("x/1", node1)); err == nil {
 		t.Error("an edge that left was let in")
 	}
-	if err, _, _ := shake(t, one.Routes(nil), stranger.Routes(nil)); err == nil {
+	if _, err, _ := shake(t, one.Routes(nil), stranger.Routes(nil)); err == nil {
 		t.Error("an edge of another network was let into the mesh")
 	}
 }

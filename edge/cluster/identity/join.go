@@ -43,6 +43,8 @@ type Grant struct {
 	// Members are the edges there are, as the members bucket of the store has them,
 	// so that the newcomer finds store and mesh.
 	Members []json.RawMessage `json:"members"`
+	// Store says where the network's store is, if it was ever moved.
+	Store json.RawMessage `json:"store,omitempty"`
 	// Files are further things the newcomer should have, by name.
 	Files map[string][]byte `json:"files,omitempty"`
 }

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
+	"time"
 
 	"wormhole/edge/cluster/store"
 )
@@ -19,6 +21,9 @@ type mirror struct {
 	logger *slog.Logger
 	wake   chan struct{} // capacity 1
 
+	last    time.Duration // for what is left to write at the end
+	failing bool          // of run alone
+
 	mu   sync.Mutex // guards todo
 	todo map[mirrored]*store.Entry
 }
@@ -30,7 +35,7 @@ func openMirror(path string, logger *slog.Logger) (*mirror, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mirror of the store: %w", err)
 	}
-	return &mirror{dir: dir, logger: logger, wake: make(chan struct{}, 1), todo: map[mirrored]*store.Entry{}}, nil
+	return &mirror{dir: dir, logger: logger, wake: make(chan struct{}, 1), todo: map[mirrored]*store.Entry{}, last: lastWrites}, nil
 }
 
 // load gives every entry to each. Damaged ones are logged and left out: the store
@@ -58,6 +63,36 @@ func (m *mirror) load(each func(bucket string, e store.Entry)) error {
 	return nil
 }
 
+// Mirror reads the copy of an edge that does not run, for a backup.
+type Mirror struct{ dir *store.Dir }
+
+// OpenMirror opens the copy in path, which must exist.
+func OpenMirror(path string) (*Mirror, error) {
+	if _, err := os.Stat(path); err != nil {
+		return nil, err
+	}
+	dir, err := store.OpenDir(path)
+	return &Mirror{dir}, err
+}
+
+// Buckets are those of the network's store.
+func (m *Mirror) Buckets() ([]string, error) { return m.dir.Buckets() }
+
+// List returns the entries of a bucket as the network's store had them.
+func (m *Mirror) List(ctx context.Context, bucket string) ([]store.Entry, error) {
+	entries, err := m.dir.List(ctx, bucket)
+	out := entries[:0]
+	for _, e := range entries {
+		if len(e.Value) >= 8 {
+			out = append(out, store.Entry{Key: e.Key, Value: e.Value[8:], Revision: binary.BigEndian.Uint64(e.Value)})
+		}
+	}
+	return out, err
+}
+
+// Close ends reading.
+func (m *Mirror) Close() error { return m.dir.Close() }
+
 // put and remove note what is to be written; they do not block.
 func (m *mirror) put(bucket string, e store.Entry) { m.note(mirrored{bucket, e.Key}, &e) }
 func (m *mirror) remove(bucket string, key string) { m.note(mirrored{bucket, key}, nil) }
@@ -72,30 +107,71 @@ func (m *mirror) note(k mirrored, e *store.Entry) {
 	}
 }
 
-// run writes until ctx ends, and then what is left.
+// retryInterval is the wait before what could not be written is tried again.
+const retryInterval = time.Second
+
+// lastWrites bounds writing when the edge ends: a store that was moved a moment ago is
+// written anew, which may take minutes, and nobody should wait for what is told again.
+const lastWrites = 2 * time.Second
+
+// run writes until ctx ends, and then what is left, as far as time allows.
 func (m *mirror) run(ctx context.Context) {
+	var again <-chan time.Time
 	for {
 		select {
 		case <-m.wake:
-			m.flush()
+		case <-again:
 		case <-ctx.Done():
-			m.flush()
+			ending, cancel := context.WithTimeout(context.Background(), m.last)
+			defer cancel()
+			m.flush(ending)
 			return
+		}
+		if again = nil; !m.flush(ctx) {
+			again = time.After(retryInterval)
 		}
 	}
 }
 
-func (m *mirror) flush() {
+// flush writes what is noted until ctx ends. What fails, or is left, is noted again,
+// unless there is news of it.
+func (m *mirror) flush(ctx context.Context) (all bool) {
 	m.mu.Lock()
 	todo := m.todo
 	m.todo = map[mirrored]*store.Entry{}
 	m.mu.Unlock()
-	ctx := context.Background()
+	var fault error
+	left := 0
 	for k, e := range todo {
-		if err := m.write(ctx, k, e); err != nil {
-			m.logger.Error("mirror of the store not written", "bucket", k.bucket, "err", err)
+		err := ctx.Err()
+		if err == nil {
+			err = m.write(context.WithoutCancel(ctx), k, e)
+		} else {
+			left++
 		}
+		if err == nil {
+			continue
+		}
+		if ctx.Err() == nil {
+			fault = err
+		}
+		m.mu.Lock()
+		if _, newer := m.todo[k]; !newer {
+			m.todo[k] = e
+		}
+		m.mu.Unlock()
 	}
+	switch {
+	case left > 0: // run flushes once more, or it was the last time
+		m.logger.Debug("mirror of the store not written to the end", "left", left)
+		return false
+	case fault != nil && !m.failing:
+		m.logger.Error("mirror of the store not written, trying again", "err", fault)
+	case fault == nil && m.failing:
+		m.logger.Info("mirror of the store is written again")
+	}
+	m.failing = fault != nil
+	return !m.failing
 }
 
 func (m *mirror) write(ctx context.Context, k mirrored, e *store.Entry) error {

@@ -1,14 +1,14 @@
 // Package kv is the network's durable state in a cluster: a JetStream key-value
-// store on one edge (Server), and a store.Store on every edge (Store) that writes
-// there, holds everything in memory and mirrors it to the edge's own disk.
+// store on one edge or on three (Server), and a store.Store on every edge (Store)
+// that writes there, holds everything in memory and mirrors it to the edge's own disk.
 //
 // # Guarantees
 //
-// A write that returned nil is on the disk of the edge that hosts the store. When
-// the store cannot be reached, writes fail with store.ErrUnavailable and reads
-// answer from what this edge knew last, also after a restart: the mirror. Entries
-// that vanish by the thousand in one step are kept and an alarm is raised, since
-// that is how a store that was lost looks.
+// A write that returned nil is on the disk of the edge that hosts the store, or of
+// two of the three that do. When the store cannot be reached, writes fail with
+// store.ErrUnavailable and reads answer from what this edge knew last, also after a
+// restart: the mirror. Entries that vanish by the thousand in one step are kept and
+// an alarm is raised, since that is how a store that was lost looks.
 package kv
 
 import (
@@ -32,6 +32,11 @@ import (
 type Config struct {
 	// Dial connects to the server: Server.InProcessConn, or over the network.
 	Dial func() (net.Conn, error)
+	// External takes the place of Dial.
+	External *External
+	// Why says, if the store cannot be reached, why that is to be expected, and nil if
+	// it is not. May be nil.
+	Why func() error
 	// Mirror is the directory for the copy on disk.
 	Mirror string
 	// Timeout bounds one read or write; default 3 s.
@@ -51,10 +56,13 @@ type Store struct {
 	done   chan struct{}
 	once   sync.Once
 	wg     sync.WaitGroup // watches
+	behind time.Time      // since when a replicated store lacks something, else zero; of Run alone
 
 	mu      sync.Mutex // guards below
 	closed  bool
 	kv      jetstream.KeyValue // nil while not connected
+	live    context.Context    // of what is asked of kv
+	unlive  context.CancelFunc // ends it, when the connection goes
 	buckets map[string]*bucket
 	synced  bool  // memory is as fresh as the store
 	fault   error // why not, once known
@@ -89,8 +97,14 @@ func Open(cfg Config, logger *slog.Logger) (*Store, error) {
 		_ = s.mirror.close()
 		return nil, err
 	}
-	s.conn, err = nats.Connect("nats://store.invalid",
-		nats.SetCustomDialer(dialer(cfg.Dial)), nats.SkipHostLookup(), nats.IgnoreDiscoveredServers(),
+	connect := func(more ...nats.Option) (*nats.Conn, error) {
+		return nats.Connect("nats://store.invalid", append(more,
+			nats.SetCustomDialer(dialer(cfg.Dial)), nats.SkipHostLookup(), nats.IgnoreDiscoveredServers())...)
+	}
+	if cfg.External != nil {
+		connect = cfg.External.Connect
+	}
+	s.conn, err = connect(
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(250*time.Millisecond),
 		nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
 		// Nothing written while disconnected may be applied later: see pitfalls of a
@@ -103,6 +117,8 @@ func Open(cfg Config, logger *slog.Logger) (*Store, error) {
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			logger.Debug("store client", "err", err)
 		}),
+		// A server that refuses the credentials twice is asked again all the same.
+		nats.IgnoreAuthErrorAbort(),
 	)
 	if err != nil {
 		_ = s.mirror.close()
@@ -110,6 +126,13 @@ func Open(cfg Config, logger *slog.Logger) (*Store, error) {
 	}
 	return s, nil
 }
+
+// patience is how often a store that is connected may fail to answer before it is
+// dialled again.
+const patience = 4
+
+// Reconnect dials anew, as when the store is elsewhere now.
+func (s *Store) Reconnect() { _ = s.conn.ForceReconnect() }
 
 type dialer func() (net.Conn, error)
 
@@ -136,7 +159,7 @@ func (s *Store) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { s.mirror.run(ctx) })
-	up := false
+	up, faults := false, 0
 	for {
 		if !up {
 			select {
@@ -150,7 +173,15 @@ func (s *Store) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if errors.Is(err, errLag) && up {
+			continue // reads and writes go on, another watch is wanted
+		}
 		s.setFault(err)
+		if faults++; !up {
+			faults = 0
+		} else if faults%patience == 0 && !errors.Is(err, store.ErrCorrupt) {
+			s.Reconnect() // Dial may know another server
+		}
 		if up { // the connection is there, but the store does not answer
 			select {
 			case up = <-s.linked:
@@ -170,74 +201,193 @@ func (s *Store) follow(ctx context.Context, up *bool) error {
 	if err != nil {
 		return err
 	}
+	newest := s.newest() // before the store says how far it is: others write meanwhile
 	bind, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	bound, err := js.KeyValue(bind, bucketName)
+	var stream jetstream.Stream
+	if err == nil {
+		stream, err = js.Stream(bind, streamName)
+	}
 	cancel()
 	if err != nil {
 		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
-	watch, err := bound.WatchAll(ctx)
+	began, last := stream.CachedInfo().Config.FirstSeq, stream.CachedInfo().State.LastSeq
+	replicated := stream.CachedInfo().Config.Replicas > 1
+	if newest <= last {
+		s.behind = time.Time{}
+	} else if replicated && s.catchingUp() {
+		return fmt.Errorf("%w: its servers are catching up", store.ErrUnavailable)
+	} else {
+		return fmt.Errorf("%w: it is %d writes behind what this edge has of it: its files were damaged or are an old copy. "+
+			"Nothing is written to it: take a backup of an edge that is in step, and restore it", store.ErrCorrupt, newest-last)
+	}
+	// The request for a watch waits for as long as its context does.
+	watching, end := context.WithCancel(ctx)
+	defer end()
+	late := time.AfterFunc(2*s.cfg.Timeout, end)
+	watch, err := bound.WatchAll(watching)
+	if !late.Stop() && err == nil {
+		_ = watch.Stop()
+		err = context.DeadlineExceeded
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
 	defer func() { _ = watch.Stop() }()
 	s.mu.Lock()
+	if s.kv == nil {
+		s.live, s.unlive = context.WithCancel(context.Background())
+	}
 	s.kv = bound
 	s.mu.Unlock()
 
 	initial := map[string]map[string]bool{} // keys of the present state; nil once it is complete
-	quiet := time.NewTimer(15 * time.Second)
+	told := false                           // the server that tells it has told all that it has
+	quiet := time.NewTimer(silence)
 	defer quiet.Stop()
+	lag := newLag(s, stream)
+	if replicated {
+		defer lag.stop()
+	}
+	// The server that tells the state may be one that was started a moment ago, and
+	// lack what the one that leads has: it tells that when it has it.
+	behind := func() bool {
+		return replicated && stream.CachedInfo().State.Msgs > 0 && lag.seen.Load() < last
+	}
+	complete := func() error {
+		if err := s.complete(initial, began, last); err != nil {
+			if replicated && s.catchingUp() {
+				return fmt.Errorf("%w: one of its servers is catching up", store.ErrUnavailable)
+			}
+			return err
+		}
+		s.behind = time.Time{}
+		initial = nil
+		quiet.Stop()
+		if replicated {
+			lag.start(ctx)
+		}
+		return nil
+	}
 	for {
 		select {
 		case e, ok := <-watch.Updates():
+			if initial != nil {
+				quiet.Reset(silence)
+			}
 			switch {
 			case !ok:
 				return errors.New("the watch of the store ended")
 			case e == nil:
-				s.complete(initial)
-				initial = nil
-				quiet.Stop()
+				if told = true; behind() {
+					continue
+				}
+				if err := complete(); err != nil {
+					return err
+				}
 			default:
-				name, key, found := strings.Cut(e.Key(), ".")
-				if !found || store.CheckKey(name, key) != nil {
-					continue
+				lag.seen.Store(max(lag.seen.Load(), e.Revision()))
+				s.apply(e, initial)
+			}
+			if e != nil && told && initial != nil && !behind() {
+				if err := complete(); err != nil {
+					return err
 				}
-				if e.Operation() != jetstream.KeyValuePut {
-					s.forget(name, key, e.Revision())
-					continue
-				}
-				if initial != nil {
-					if initial[name] == nil {
-						initial[name] = map[string]bool{}
-					}
-					initial[name][key] = true
-				}
-				s.learn(name, store.Entry{Key: key, Value: e.Value(), Revision: e.Revision()})
 			}
 		case *up = <-s.linked:
 			return store.ErrUnavailable
+		case err := <-lag.found:
+			return err
 		case <-quiet.C:
-			return errors.New("the store does not tell its state")
+			if told {
+				return fmt.Errorf("%w: one of its servers is catching up", store.ErrUnavailable)
+			}
+			if replicated && s.catchingUp() { // the server that tells it may be gone
+				return fmt.Errorf("%w: it stops in the middle of telling its state", store.ErrUnavailable)
+			}
+			return fmt.Errorf("%w: it stops in the middle of telling its state. Nothing is written to it: "+
+				"take a backup of an edge that is in step, and restore it", store.ErrCorrupt)
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
+// apply takes in what a watch told, and notes it in initial unless that is nil.
+func (s *Store) apply(e jetstream.KeyValueEntry, initial map[string]map[string]bool) {
+	name, key, found := strings.Cut(e.Key(), ".")
+	if !found || store.CheckKey(name, key) != nil {
+		return
+	}
+	if e.Operation() != jetstream.KeyValuePut {
+		s.forget(name, key, e.Revision())
+		return
+	}
+	if initial != nil {
+		if initial[name] == nil {
+			initial[name] = map[string]bool{}
+		}
+		initial[name][key] = true
+	}
+	s.learn(name, store.Entry{Key: key, Value: e.Value(), Revision: e.Revision()})
+}
+
+// settle is how long a replicated store may lack what this edge knows: a server that
+// was started or elected a moment ago has yet to take in what the others hold.
+const settle = 30 * time.Second
+
+// catchingUp reports whether what is missing may still come.
+func (s *Store) catchingUp() bool {
+	if s.behind.IsZero() {
+		s.behind = time.Now()
+	}
+	return time.Since(s.behind) < settle
+}
+
+// silence is how long a store that is connected may say nothing while it tells its
+// state: it waits for ever for a message that it counted and cannot read.
+const silence = 5 * time.Second
+
 // massLoss is how many entries of a bucket may vanish between two connections
 // without being taken for the loss of the store.
 const massLoss = 10
 
-// complete hears that the present state was told whole: what it did not name is
-// gone, unless that is suspiciously much.
-func (s *Store) complete(present map[string]map[string]bool) {
+// newest is the highest revision that was ever seen.
+func (s *Store) newest() (revision uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, b := range s.buckets {
+		for _, e := range b.entries {
+			revision = max(revision, e.Revision)
+		}
+	}
+	return revision
+}
+
+// complete hears that the present state, of the revision last or later, was told whole: what it did not name is gone
+// if it is older than the store, which was restored then. Else it should be there, as
+// who deletes leaves a mark: the store is damaged then, and everything is kept.
+func (s *Store) complete(present map[string]map[string]bool, began, last uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	damage, example := 0, ""
+	for name, b := range s.buckets {
+		for key, e := range b.entries {
+			if !present[name][key] && e.Revision >= began && e.Revision <= last {
+				damage, example = damage+1, name+"/"+key
+			}
+		}
+	}
+	if damage > 0 {
+		return fmt.Errorf("%w: %d entries, such as %s, vanished from it without having been deleted. "+
+			"Nothing is written to it: take a backup of an edge that is in step, and restore it", store.ErrCorrupt, damage, example)
+	}
 	for name, b := range s.buckets {
 		var lost []string
-		for key := range b.entries {
-			if !present[name][key] {
+		for key, e := range b.entries {
+			// What is later than last was written meanwhile, and is told next.
+			if !present[name][key] && e.Revision < began {
 				lost = append(lost, key)
 			}
 		}
@@ -263,13 +413,21 @@ func (s *Store) complete(present map[string]map[string]bool) {
 			w.state(nil)
 		}
 	}
+	return nil
 }
 
 func (s *Store) setFault(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was := s.synced
+	broken := errors.Is(err, store.ErrCorrupt) && !errors.Is(s.fault, store.ErrCorrupt)
+	if s.kv != nil {
+		s.unlive() // nobody answers what was asked
+	}
 	s.synced, s.kv, s.fault = false, nil, err
+	if broken {
+		s.logger.Error("the network's store is damaged, going on with what is known", "err", err)
+	}
 	if was {
 		s.since = time.Now()
 		s.logger.Warn("store cannot be reached, going on with what is known", "err", err)
@@ -281,11 +439,11 @@ func (s *Store) setFault(err error) {
 	}
 }
 
-// Health says whether what is known is current, and since when it is or is not.
-func (s *Store) Health() (fault error, since time.Time) {
+// Health says since when what is known is current, or why it is not and since when.
+func (s *Store) Health() (since time.Time, fault error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.fault, s.since
+	return s.since, s.fault
 }
 
 // Fresh is closed once memory was in step with the store for the first time.
@@ -361,17 +519,31 @@ func (s *Store) bucket(name string) *bucket {
 	return b
 }
 
-// remote returns the store, if it is connected.
-func (s *Store) remote() (jetstream.KeyValue, error) {
+// remote returns the store, if it is connected, and what ends when it is not any more.
+func (s *Store) remote() (jetstream.KeyValue, context.Context, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.closed:
-		return nil, store.ErrClosed
+		return nil, nil, store.ErrClosed
+	case s.kv == nil && errors.Is(s.fault, store.ErrCorrupt):
+		return nil, nil, fmt.Errorf("%w: %w", store.ErrUnavailable, s.fault)
 	case s.kv == nil:
-		return nil, store.ErrUnavailable
+		if s.cfg.Why != nil {
+			if err := s.cfg.Why(); err != nil {
+				return nil, nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+			}
+		}
+		return nil, nil, store.ErrUnavailable
 	}
-	return s.kv, nil
+	return s.kv, s.live, nil
+}
+
+// bounded is ctx for one read or write on a connection.
+func (s *Store) bounded(ctx, live context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	stop := context.AfterFunc(live, cancel)
+	return ctx, func() { stop(); cancel() }
 }
 
 // known returns what memory has.
@@ -395,9 +567,9 @@ func (s *Store) Get(ctx context.Context, name, key string) (store.Entry, error) 
 	if err := store.CheckKey(name, key); err != nil {
 		return fail(err)
 	}
-	remote, err := s.remote()
+	remote, live, err := s.remote()
 	if err == nil {
-		ask, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+		ask, cancel := s.bounded(ctx, live)
 		defer cancel()
 		e, err := remote.Get(ask, name+"."+key)
 		switch {
@@ -472,11 +644,11 @@ func (s *Store) write(ctx context.Context, name, key string, value []byte,
 	if err := ctx.Err(); err != nil {
 		return fail(err)
 	}
-	remote, err := s.remote()
+	remote, live, err := s.remote()
 	if err != nil {
 		return fail(err)
 	}
-	bounded, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	bounded, cancel := s.bounded(ctx, live)
 	defer cancel()
 	revision, err := do(bounded, remote, name+"."+key)
 	switch {
@@ -500,11 +672,11 @@ func (s *Store) Delete(ctx context.Context, name, key string) error {
 	if err := store.CheckKey(name, key); err != nil {
 		return fail(err)
 	}
-	remote, err := s.remote()
+	remote, live, err := s.remote()
 	if err != nil {
 		return fail(err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	ctx, cancel := s.bounded(ctx, live)
 	defer cancel()
 	if _, err := remote.Get(ctx, name+"."+key); errors.Is(err, jetstream.ErrKeyNotFound) {
 		return nil
@@ -538,11 +710,31 @@ func (s *Store) List(ctx context.Context, name string) ([]store.Entry, error) {
 	return entries, ctx.Err()
 }
 
+// Buckets are the names of those that have entries, in order.
+func (s *Store) Buckets() ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, store.ErrClosed
+	}
+	var names []string
+	for name, b := range s.buckets {
+		if len(b.entries) > 0 {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
 // Close ends all watches and the connection. It is idempotent and waits.
 func (s *Store) Close() error {
 	s.once.Do(func() {
 		s.mu.Lock()
 		s.closed = true
+		if s.kv != nil {
+			s.unlive()
+		}
 		close(s.done)
 		s.mu.Unlock()
 		s.conn.Close()

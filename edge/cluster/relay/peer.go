@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -16,6 +17,8 @@ import (
 	"wormhole/edge/cluster/identity"
 	"wormhole/edge/upstream"
 	"wormhole/shared/protocol"
+	"wormhole/shared/socket"
+	"wormhole/shared/token"
 	"wormhole/shared/tunnel"
 	"wormhole/shared/tunnel/tlsmux"
 )
@@ -48,6 +51,10 @@ const (
 
 var errNoSession = errors.New("no session with the edge that has this site")
 
+// SessionMemory is the default of PeerConfig.Memory, in bytes: one session carries
+// what many tunnels do.
+const SessionMemory = 512 << 20
+
 // PeerConfig says who a peer is.
 type PeerConfig struct {
 	Node, Region string
@@ -57,6 +64,9 @@ type PeerConfig struct {
 	// does not reach pattern. Both must return soon.
 	Changed func(Health)
 	Refused func(pattern string)
+	// Memory bounds, in bytes, what the session may hold for visitors who do not read;
+	// 0 means SessionMemory.
+	Memory int
 	// Upstream configures the kept streams of each site.
 	Upstream upstream.Config
 }
@@ -69,6 +79,7 @@ type Peer struct {
 	logger *slog.Logger
 
 	health  atomic.Int32
+	leaving atomic.Bool // it said that it will stop
 	session atomic.Pointer[link]
 
 	mu       sync.Mutex // guards backends
@@ -78,11 +89,12 @@ type Peer struct {
 // link is one session and what is open on it.
 type link struct {
 	session tunnel.Session
+	reports *upstream.Reports
 	acked   atomic.Int64 // time since start of the last word from there
 	start   time.Time
 
-	mu      sync.Mutex // guards streams
-	streams map[uint64]*Stream
+	mu      sync.Mutex              // guards retired
+	retired map[uint64]*atomic.Bool // by stream, while it is open: its backend drains
 }
 
 // NewPeer makes a peer. Run keeps a session with it.
@@ -105,6 +117,7 @@ func (p *Peer) Backend(pattern, appProtocol string) *balance.Backend {
 		b = balance.NewBackend(balance.Info{
 			ID: p.cfg.Node + "/" + pattern, Name: p.cfg.Node, Node: p.cfg.Node, Region: p.cfg.Region,
 			Remote: p.cfg.Addr(), Carrier: string(tunnel.TLS), Since: time.Now(), Far: true,
+			Kinds:       []string{token.KindHTTP, token.KindTCP}, // the peer knows which of its own take what
 			AppProtocol: appProtocol,
 		}, pool)
 		p.apply(b, p.Health())
@@ -146,6 +159,27 @@ type spoken struct{ pattern, appProtocol string }
 func (p *Peer) apply(b *balance.Backend, h Health) {
 	// A peer that is silent is not tried: a request would wait in vain.
 	b.SetReady(h == Up)
+	b.SetSuspect(p.leaving.Load())
+}
+
+// SetLeaving says whether the peer is about to stop: then it is chosen only for what
+// no other has, and keeps no streams that carry nothing.
+func (p *Peer) SetLeaving(leaving bool) {
+	if p.leaving.Swap(leaving) == leaving && !leaving {
+		return
+	}
+	p.mu.Lock()
+	backends := make([]*balance.Backend, 0, len(p.backends))
+	for _, b := range p.backends {
+		p.apply(b, p.Health())
+		backends = append(backends, b)
+	}
+	p.mu.Unlock()
+	if leaving {
+		for _, b := range backends {
+			b.Upstream().DropIdle()
+		}
+	}
 }
 
 func (p *Peer) setHealth(h Health) {
@@ -157,7 +191,7 @@ func (p *Peer) setHealth(h Health) {
 		p.apply(b, h)
 	}
 	p.mu.Unlock()
-	p.logger.Info("edge is "+h.String(), "remote", p.cfg.Addr())
+	p.logger.Info("health of an edge changed", "health", h.String(), "remote", p.cfg.Addr())
 	p.cfg.Changed(h)
 }
 
@@ -218,12 +252,12 @@ func (p *Peer) dial(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	session, _, err := tlsmux.Dial(ctx, conn, p.id.Client(ALPN, p.cfg.Node), &protocol.Hello{Instance: p.id.Node() + p.id.Node()},
-		tlsmux.Options{ALPN: ALPN, MaxStreams: maxStreams, MaxIncoming: 16, MemoryCeiling: 512 << 20})
+	session, _, err := tlsmux.Dial(ctx, socket.Direct(conn), p.id.Client(ALPN, p.cfg.Node), &protocol.Hello{Instance: p.id.Node() + p.id.Node()},
+		tlsmux.Options{ALPN: ALPN, MaxStreams: maxStreams, MaxIncoming: 16, MemoryCeiling: cmp.Or(p.cfg.Memory, SessionMemory)})
 	if err != nil {
 		return nil, fmt.Errorf("relay to %s: %w", addr, err)
 	}
-	return &link{session: session, start: time.Now(), streams: map[uint64]*Stream{}}, nil
+	return &link{session: session, reports: upstream.NewReports(session), start: time.Now(), retired: map[uint64]*atomic.Bool{}}, nil
 }
 
 // serve beats and listens until the session ends.
@@ -286,22 +320,17 @@ func (p *Peer) listen(l *link) {
 		switch typ {
 		case protocol.TypeStreamEnd:
 			if end, err := protocol.DecodeStreamEnd(payload); err == nil {
-				l.mu.Lock()
-				s := l.streams[end.Stream]
-				l.mu.Unlock()
-				if s != nil {
-					s.reported(end)
-				}
+				l.reports.Note(end)
 			}
 		case typeRetire:
 			if len(payload) < 8 {
 				continue
 			}
 			l.mu.Lock()
-			s := l.streams[binary.BigEndian.Uint64(payload)]
+			retired := l.retired[binary.BigEndian.Uint64(payload)]
 			l.mu.Unlock()
-			if s != nil {
-				s.retired.Store(true)
+			if retired != nil {
+				retired.Store(true)
 				for _, b := range p.backendsOf(string(payload[8:]), false) {
 					b.Upstream().DropIdle() // now if it is idle, else after its request
 				}
@@ -328,11 +357,17 @@ func (o opener) OpenStream(ctx context.Context, h protocol.StreamHeader) (upstre
 	if err != nil {
 		return nil, err
 	}
-	s := &Stream{Stream: raw, link: l, ended: make(chan struct{})}
+	var buf [512]byte
+	header, err := appendHeader(buf[:0], o.pattern, h)
+	if err != nil {
+		_ = raw.Close()
+		return nil, err
+	}
+	s := &Stream{Reported: l.reports.Track(raw), link: l}
 	l.mu.Lock()
-	l.streams[raw.ID()] = s
+	l.retired[raw.ID()] = &s.retired
 	l.mu.Unlock()
-	if err := s.begin(ctx, o.pattern, h); err != nil {
+	if err := s.Begin(ctx, header, func() (err error) { s.backend, err = readShort(s); return err }); err != nil {
 		_ = s.Close()
 		var refused *upstream.Refused
 		if errors.As(err, &refused) && refused.Answer == protocol.AnswerNotReady {
@@ -358,74 +393,19 @@ func (q quietStream) Quiet() bool { return !q.retired.Load() && q.carrier.Quiet(
 
 // Stream is a stream through a peer to an app.
 type Stream struct {
-	tunnel.Stream
+	*upstream.Reported
 	link    *link
 	backend string
 	retired atomic.Bool // its backend drains
-
-	once  sync.Once
-	ended chan struct{} // closed when end is set
-	end   protocol.StreamEnd
 }
 
 // Backend names the backend that the peer chose.
 func (s *Stream) Backend() string { return s.backend }
 
-func (s *Stream) begin(ctx context.Context, pattern string, h protocol.StreamHeader) error {
-	var buf [512]byte
-	header, err := appendHeader(buf[:0], pattern, h)
-	if err != nil {
-		return err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = s.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if _, err := s.Write(header); err != nil {
-		return err
-	}
-	var answer [1]byte
-	if _, err := s.Read(answer[:]); err != nil {
-		return err
-	}
-	if a := protocol.Answer(answer[0]); a != protocol.AnswerOK {
-		return &upstream.Refused{Answer: a}
-	}
-	if s.backend, err = readShort(s); err != nil {
-		return err
-	}
-	if !stop() {
-		return ctx.Err()
-	}
-	return nil
-}
-
-// Delivered implements upstream.Stream.
-func (s *Stream) Delivered(ctx context.Context) (uint64, bool) {
-	select {
-	case <-s.ended:
-		return s.end.Delivered, true
-	default:
-	}
-	select {
-	case <-s.ended:
-		return s.end.Delivered, true
-	case <-s.link.session.Done():
-		return 0, false
-	case <-ctx.Done():
-		return 0, false
-	}
-}
-
-func (s *Stream) reported(end protocol.StreamEnd) {
-	s.once.Do(func() {
-		s.end = end
-		close(s.ended)
-	})
-}
-
 // Close releases the stream; see tunnel.Stream.
 func (s *Stream) Close() error {
 	s.link.mu.Lock()
-	delete(s.link.streams, s.ID())
+	delete(s.link.retired, s.ID())
 	s.link.mu.Unlock()
-	return s.Stream.Close()
+	return s.Reported.Close()
 }

@@ -45,9 +45,10 @@ type Server struct {
 	carried atomic.Uint64 // streams joined
 	refused atomic.Uint64
 
-	mu     sync.Mutex // guards active, guests
-	active map[string]map[*carriage]struct{}
-	guests map[*visitor]struct{}
+	mu      sync.Mutex // guards what follows
+	leaving bool
+	active  map[string]map[*carriage]struct{}
+	guests  map[*visitor]struct{}
 }
 
 // carriage is one stream that is being carried.
@@ -100,7 +101,7 @@ func (s *Server) Serve(ctx context.Context, conn *tls.Conn) {
 	}()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer session.Close() //nolint:errcheck // it has no error
+	defer session.Close() // it has no error
 	wg.Go(v.converse)
 	for {
 		stream, err := session.Accept(context.Background())
@@ -117,14 +118,14 @@ func (s *Server) Evict(node string) {
 	defer s.mu.Unlock()
 	for v := range s.guests {
 		if v.node == node {
-			go v.session.Close() //nolint:errcheck // it has no error; Serve waits for it
+			go v.session.Close() // it has no error; Serve waits for it
 		}
 	}
 }
 
 // converse answers beats until the session ends.
 func (v *visitor) converse() {
-	defer v.session.Close() //nolint:errcheck // it has no error
+	defer v.session.Close() // it has no error
 	for {
 		typ, payload, err := protocol.ReadMessage(v.session.Control(), maxControl)
 		if err != nil {
@@ -142,13 +143,13 @@ func (v *visitor) send(typ protocol.Type, payload []byte) {
 	control := v.session.Control()
 	_ = control.SetWriteDeadline(time.Now().Add(5 * time.Second))
 	if err := protocol.WriteMessage(control, typ, payload); err != nil {
-		go v.session.Close() //nolint:errcheck // it has no error, and must not wait for its own users
+		go v.session.Close() // it has no error, and must not wait for its own users
 	}
 }
 
 // carry joins one stream to a tunnel of this edge.
 func (s *Server) carry(ctx context.Context, v *visitor, stream tunnel.Stream) {
-	defer stream.Close() //nolint:errcheck // it has no error of interest
+	defer stream.Close() // it has no error of interest
 	_ = stream.SetReadDeadline(time.Now().Add(headerTimeout))
 	pattern, header, err := readHeader(stream)
 	if err != nil {
@@ -165,7 +166,7 @@ func (s *Server) carry(ctx context.Context, v *visitor, stream tunnel.Stream) {
 	c := &carriage{backend: b, from: v, stream: stream.ID()}
 	s.enter(pattern, c)
 	defer s.leave(pattern, c)
-	if b.Draining() { // it began before the line above
+	if b.Draining() || s.isLeaving() { // it began before the line above
 		s.Changed(pattern)
 	}
 	s.carried.Add(1)
@@ -173,6 +174,7 @@ func (s *Server) carry(ctx context.Context, v *visitor, stream tunnel.Stream) {
 		_ = app.Close()
 		return
 	}
+	passDirectly(stream, app)
 	pipe.Join(ctx, stream, &reporting{Stream: app, report: func(clean bool) { v.report(stream.ID(), app, clean) }}, 0)
 }
 
@@ -182,10 +184,17 @@ func (s *Server) open(ctx context.Context, pattern string, h protocol.StreamHead
 	if !ok {
 		return nil, nil, protocol.AnswerNotReady
 	}
+	pool, other := site.Pool(), site.TCP()
+	if h.Kind == protocol.KindTCP {
+		pool, other = other, pool
+	}
 	answer := protocol.AnswerNotReady
+	if len(other.Near()) > 0 {
+		answer = protocol.AnswerUnsupported // the site is reached here, for another kind
+	}
 	var tried []*balance.Backend
 	for range 3 {
-		b := site.Pool().PickNear(tried...)
+		b := pool.PickNear(tried...)
 		if b == nil {
 			break
 		}
@@ -208,6 +217,18 @@ func (s *Server) open(ctx context.Context, pattern string, h protocol.StreamHead
 		tried = append(tried, b)
 	}
 	return nil, nil, answer
+}
+
+// passDirectly has what comes on either stream written to the other by the goroutine
+// that receives it, as long as it is short and there is room. Join does the rest: what
+// is long, what has to wait, and the ends.
+func passDirectly(a, b tunnel.Stream) {
+	direct, back := tunnel.DirectOf(a), tunnel.DirectOf(b)
+	if direct == nil || back == nil {
+		return
+	}
+	direct.PassTo(back)
+	back.PassTo(direct)
 }
 
 // refuse answers and lets the answer arrive.
@@ -262,13 +283,49 @@ func (s *Server) leave(pattern string, c *carriage) {
 	}
 }
 
+func (s *Server) isLeaving() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leaving
+}
+
+// Drain asks the other edges to put no further request on the streams carried here,
+// and waits until they have ended. It returns ctx's error if that ends first.
+func (s *Server) Drain(ctx context.Context) error {
+	s.mu.Lock()
+	s.leaving = true
+	patterns := make([]string, 0, len(s.active))
+	for pattern := range s.active {
+		patterns = append(patterns, pattern)
+	}
+	s.mu.Unlock()
+	for _, pattern := range patterns {
+		s.Changed(pattern)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		s.mu.Lock()
+		carries := len(s.active) > 0
+		s.mu.Unlock()
+		if !carries {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // Changed looks whether backends of a site drain, and asks the edges that keep
 // streams to them to let those go. It does not block.
 func (s *Server) Changed(pattern string) {
 	var tell map[*visitor][]uint64
 	s.mu.Lock()
 	for c := range s.active[pattern] {
-		if !c.told && c.backend.Draining() {
+		if !c.told && (s.leaving || c.backend.Draining()) {
 			c.told = true
 			if tell == nil {
 				tell = map[*visitor][]uint64{}

@@ -213,3 +213,28 @@ func TestCancelledContextDoesNothing(t *testing.T) {
 	_, err = d.Get(t.Context(), "b", "k")
 	wantErr(t, err, ErrNotFound)
 }
+
+// A write that began before the store was taken away, by an unmount or a rename, must
+// not leave an empty store in its place.
+func TestAStoreThatWasTakenAwayIsNotMadeAnew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "store")
+	d, err := OpenDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	b, err := d.begin(t.Context(), "bucket", "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if unlock, err := b.lock(t.Context()); err == nil {
+		unlock()
+		t.Error("the bucket of a store that is gone can be written to")
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the store was made anew")
+	}
+}

@@ -65,6 +65,17 @@ func makeDir(path string) error {
 	return syncDir(parent)
 }
 
+// makeDir makes the bucket's directory durably, if its store is there.
+func (b *bucket) makeDir() error {
+	if _, err := os.Stat(b.path); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Mkdir(b.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(b.path))
+}
+
 // lock takes the right to write to the bucket, among the goroutines of this
 // process and then among processes. The kernel lets go of it when a process dies.
 func (b *bucket) lock(ctx context.Context) (unlock func(), err error) {
@@ -74,7 +85,8 @@ func (b *bucket) lock(ctx context.Context) (unlock func(), err error) {
 		return nil, ctx.Err()
 	}
 	pass := func() { <-b.turn }
-	if err := makeDir(b.path); err != nil {
+	// Only the bucket: a store that was taken away since must not be made anew, empty.
+	if err := b.makeDir(); err != nil {
 		pass()
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"wormhole/edge/edgetest"
+	"wormhole/edge/edgetest/oracle"
 	"wormhole/wormhole/agent"
 	"wormhole/wormhole/forward"
 )
@@ -41,22 +42,35 @@ func TestMain(m *testing.M) {
 
 type edge = edgetest.ClusterEdge
 
-// worker is an agent in this process, with tunnels to at most max edges.
+// worker is an agent in this process.
 type worker struct {
 	*agent.Agent
 	stop func()
 }
 
+// work starts an agent with tunnels to at most max edges.
 func work(t *testing.T, ca, token, name, endpoint string, max int, doors ...string) *worker {
+	t.Helper()
+	return workAt(t, ca, token, name, endpoint, 1, max, doors...)
+}
+
+// workAt is work for an agent that holds tunnels to at least min edges.
+func workAt(t *testing.T, ca, token, name, endpoint string, min, max int, doors ...string) *worker {
+	t.Helper()
+	return workWith(t, agent.Config{
+		Edges: doors, Token: token, Name: name, RootCAs: edgetest.Roots(t, ca), Transport: agent.OnlyTLS, EdgesMax: max, EdgesMin: min,
+	}, endpoint)
+}
+
+// workWith starts an agent for the app at endpoint.
+func workWith(t *testing.T, cfg agent.Config, endpoint string) *worker {
 	t.Helper()
 	where, err := forward.ParseEndpoint(endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := forward.New(forward.Config{Endpoint: where})
-	a, err := agent.New(agent.Config{
-		Edges: doors, Token: token, Name: name, RootCAs: edgetest.Roots(t, ca), Transport: agent.OnlyTLS, EdgesMax: max, EdgesMin: 1,
-	}, f, edgetest.Logger(t))
+	a, err := agent.New(cfg, f, edgetest.Logger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +193,7 @@ func TestNobodyJoinsWithoutAToken(t *testing.T) {
 	w := work(t, first.Status.CA, short, "x", "127.0.0.1:1", 1, first.Door)
 	edgetest.Eventually(t, "the agent is refused", func() bool { return w.Status().Refused != "" })
 	// H8: without a certificate of the network nothing between edges answers.
-	for _, alpn := range []string{"wormhole-relay/1", "wormhole-store/1"} {
+	for _, alpn := range []string{"wormhole-relay/1", "wormhole-store/1", "wormhole-store/2", "wormhole-store-route/1", "wormhole-store-via/1", "wormhole-store-control/1"} {
 		conn, err := tls.Dial("tcp", first.Door, &tls.Config{NextProtos: []string{alpn}, InsecureSkipVerify: true})
 		if err == nil {
 			_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
@@ -189,6 +203,22 @@ func TestNobodyJoinsWithoutAToken(t *testing.T) {
 		if err == nil {
 			t.Errorf("%s answers strangers", alpn)
 		}
+	}
+}
+
+// A member starts again as it was started first, when its join token, the file that
+// held it and the name it joined at are long gone, and nobody else is there.
+func TestAMemberNeedsItsJoinTokenOnce(t *testing.T) {
+	edges := binaries.StartCluster(t, 2)
+	for _, e := range edges {
+		e.Signal(syscall.SIGTERM)
+		if status := e.Exit(t, 20*time.Second); status != 0 {
+			t.Fatalf("an edge ended with %d", status)
+		}
+	}
+	edges[1].Restart(t, "--join", "edge.invalid:443", "--join-token-file", filepath.Join(t.TempDir(), "gone"))
+	if s := edges[1].Status.Cluster; s == nil || len(s.Peers) != 1 {
+		t.Errorf("the edge knows %+v of its network, want one peer", s)
 	}
 }
 
@@ -338,7 +368,10 @@ func TestStoppingTheOnlyEdgeOfASiteFailsNobody(t *testing.T) {
 }
 
 // B3 and B5: with every other edge and the store gone, local sites are served as if
-// nothing had happened, agents come and go, and a restart begins from the mirror.
+// nothing had happened, agents come and go, and a restart begins from the mirror. The
+// long form is two minutes instead of an hour. What waits for longer is not in it:
+// after authority.MaxStale, an hour, agents are refused because nobody knows which
+// tokens were revoked; those that are connected stay.
 func TestB5TheStoreAndAllOtherEdgesAreGone(t *testing.T) {
 	edges := binaries.StartCluster(t, 3)
 	ca, last := filepath.Join(t.TempDir(), "ca.pem"), edges[2]
@@ -362,11 +395,26 @@ func TestB5TheStoreAndAllOtherEdgesAreGone(t *testing.T) {
 	} else if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("the write was refused after %s", took)
 	}
-	time.Sleep(2 * time.Second)
+	away := 2 * time.Second
+	if oracle.Long() {
+		away = 2 * time.Minute
+	}
+	came := 0
+	for since := time.Now(); time.Since(since) < away; came++ { // agents come and go all the time
+		w := work(t, ca, token, fmt.Sprint("guest", came), app, 1, last.Door)
+		w.awaitTunnels(t, 1)
+		time.Sleep(time.Second)
+		w.drain(t)
+	}
 	answers := probe.Stop()
-	t.Logf("%d of %d failed, p99 %s", answers.Failed(), len(answers), answers.P99())
+	oracle.Row{
+		ID: "B5", Done: fmt.Sprintf("the store's host and the other edge killed for %s (the catalogue says an hour), 200/s at the one that is left", away),
+		Figure: fmt.Sprintf("%d of %d failed, p99 %s; %d agents came, were verified offline and went; a write is refused and says why",
+			answers.Failed(), len(answers), answers.P99().Round(time.Millisecond), came),
+		Limit: "0 failed", OK: answers.Failed() == 0 && came > 0,
+	}.Verdict(t)
 	if answers.Failed() > 0 {
-		t.Errorf("failed:%s", answers.Faults())
+		t.Logf("failed:%s", answers.Faults())
 	}
 	last.Signal(syscall.SIGKILL)
 	last.Exit(t, 5*time.Second)
@@ -518,40 +566,6 @@ func TestB3RemoteSitesAreRefusedSoon(t *testing.T) {
 	t.Logf("reached again %s after the cut healed", time.Since(began))
 }
 
-// B7: many agents come and go, and every edge knows.
-func TestB7RoutesOfManyAgentsConverge(t *testing.T) {
-	edges := binaries.StartCluster(t, 2)
-	ca := edges[0].Status.CA
-	app := edgetest.App(t, edgetest.Named("app"))
-	const agents = 60
-	var wg sync.WaitGroup
-	workers := make([]*worker, agents)
-	for i := range agents {
-		token := issue(t, edges[0], fmt.Sprintf("s%d.localhost", i))
-		workers[i] = work(t, ca, token, fmt.Sprint(i), app, 1, edges[0].Door)
-	}
-	for _, w := range workers {
-		w.awaitTunnels(t, 1)
-	}
-	routes := func() int { _ = edges[1].Refresh(); return edges[1].Status.Cluster.Routes }
-	began := time.Now()
-	edgetest.Eventually(t, "all are known", func() bool { return routes() == agents })
-	t.Logf("%d routes known %s after the last tunnel", agents, time.Since(began))
-	if took := time.Since(began); took > 500*time.Millisecond {
-		t.Errorf("it took %s", took)
-	}
-	for _, w := range workers {
-		wg.Go(w.stop)
-	}
-	wg.Wait()
-	began = time.Now()
-	edgetest.Eventually(t, "all are forgotten", func() bool { return routes() == 0 })
-	t.Logf("forgotten %s after the last tunnel closed", time.Since(began))
-	if took := time.Since(began); took > 500*time.Millisecond {
-		t.Errorf("it took %s", took)
-	}
-}
-
 // B13: a store that lost its data fails loudly, and nobody else is hurt.
 func TestB13ADamagedStoreIsNotAnEmptyOne(t *testing.T) {
 	edges := binaries.StartCluster(t, 2)
@@ -587,7 +601,7 @@ func TestH4RevocationReachesEveryEdge(t *testing.T) {
 	ca := edges[0].Status.CA
 	app := edgetest.App(t, edgetest.Named("app"))
 	token := issue(t, edges[0], "app.localhost")
-	w := work(t, ca, token, "app", app, 8, edges[0].Door)
+	w := workAt(t, ca, token, "app", app, 3, 3, edges[0].Door)
 	w.awaitTunnels(t, 3) // one to each, as it was told
 	id := strings.Fields(strings.Split(edges[1].CLI(t, "token", "list"), "\n")[1])[0]
 	began := time.Now()
@@ -600,103 +614,6 @@ func TestH4RevocationReachesEveryEdge(t *testing.T) {
 			t.Errorf("edge %d took %s", i+1, took)
 		}
 	}
-}
-
-// B14, short: writes that were acknowledged survive the death of the edge with the
-// store.
-func TestB14AcknowledgedWritesSurviveKills(t *testing.T) {
-	edges := binaries.StartCluster(t, 2)
-	rounds := 3
-	if os.Getenv("FAULTS") == "long" {
-		rounds = 50
-	}
-	acked := map[string]bool{}
-	for range rounds {
-		stop := make(chan struct{})
-		done := make(chan struct{})
-		go func() { // ends with stop
-			defer close(done)
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				if out, err := edges[1].TryCLI("token", "issue", "--host", "a.localhost", "--json"); err == nil {
-					acked[field(out, `"id": "`)] = true
-				}
-			}
-		}()
-		time.Sleep(700 * time.Millisecond)
-		edges[0].Signal(syscall.SIGKILL)
-		edges[0].Exit(t, 5*time.Second)
-		close(stop)
-		<-done
-		edges[0].Restart(t)
-		edges[1].AwaitPeers(t, 1)
-		edgetest.Eventually(t, "the store is back", func() bool { return edges[1].Refresh() == nil && edges[1].Status.Cluster.Store == "" })
-	}
-	list := edges[0].CLI(t, "token", "list")
-	lost := 0
-	for id := range acked {
-		if !strings.Contains(list, id) {
-			lost++
-		}
-	}
-	t.Logf("%d of %d acknowledged writes lost in %d kills", lost, len(acked), rounds)
-	if lost > 0 || len(acked) == 0 {
-		t.Errorf("%d of %d acknowledged writes lost", lost, len(acked))
-	}
-}
-
-func field(text, before string) string {
-	_, rest, _ := strings.Cut(text, before)
-	value, _, _ := strings.Cut(rest, `"`)
-	return value
-}
-
-// ticks is the CPU time of a process, in hundredths of a second.
-func ticks(t *testing.T, e *edge) float64 {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", e.Cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := strings.Fields(string(text[strings.LastIndexByte(string(text), ')'):]))
-	var user, system float64
-	_, _ = fmt.Sscan(f[12]+" "+f[13], &user, &system)
-	return user + system
-}
-
-// A relay may cost 1.6 times what a request costs that is served locally: the CPU
-// time of both edges against that of one.
-func TestWhatARelayCosts(t *testing.T) {
-	edges := binaries.StartCluster(t, 2)
-	app := edgetest.App(t, edgetest.Named("app"))
-	work(t, edges[0].Status.CA, issue(t, edges[0], "app.localhost"), "app", app, 1, edges[0].Door).awaitTunnels(t, 1)
-	cost := func(door *edge) float64 {
-		c := client(t, door, edges[0])
-		awaitOK(t, c, "app.localhost")
-		before := ticks(t, edges[0]) + ticks(t, edges[1])
-		var wg sync.WaitGroup
-		for range 8 {
-			wg.Go(func() {
-				for range 1500 {
-					resp, err := c.Get("https://app.localhost/")
-					if err != nil || resp.StatusCode != 200 {
-						t.Error(resp, err)
-						return
-					}
-					_, _ = io.Copy(io.Discard, resp.Body)
-					_ = resp.Body.Close()
-				}
-			})
-		}
-		wg.Wait()
-		return ticks(t, edges[0]) + ticks(t, edges[1]) - before
-	}
-	local, relayed := cost(edges[0]), cost(edges[1])
-	t.Logf("12,000 requests: %.2f s of CPU local, %.2f s relayed: %.2f times", local/100, relayed/100, relayed/local)
 }
 
 // An edge that runs alone opens nothing for others.

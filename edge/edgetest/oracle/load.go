@@ -87,13 +87,14 @@ type Ending struct {
 
 // Load is running traffic. Its methods may be called concurrently.
 type Load struct {
-	plan  Plan
-	began time.Time
-	ctx   context.Context // ends the streams
-	stop  context.CancelFunc
-	wg    sync.WaitGroup
-	sent  atomic.Int64
-	open  atomic.Int64 // streams that have exchanged a message
+	plan    Plan
+	began   time.Time
+	ctx     context.Context // ends the streams
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
+	sent    atomic.Int64
+	open    atomic.Int64 // streams that have exchanged a message
+	talking atomic.Int64 // streams that exchanged a second one
 
 	mu      sync.Mutex // guards what follows
 	results []Result
@@ -138,6 +139,9 @@ func (l *Load) Sent() int64 { return l.sent.Load() }
 
 // Open counts the streams that are open now.
 func (l *Load) Open() int64 { return l.open.Load() }
+
+// Talking counts the streams that exchanged more than their first message.
+func (l *Load) Talking() int64 { return l.talking.Load() }
 
 // Elapsed is the time since the load began, as in Result and Ending.
 func (l *Load) Elapsed() time.Duration { return time.Since(l.began) }

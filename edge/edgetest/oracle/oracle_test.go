@@ -68,7 +68,13 @@ func TestAnAppThatDoesNothingWrongPasses(t *testing.T) {
 		Rate: 150, Clients: []*Client{h1, h2}, WebSockets: 3, WebSocketClients: []*Client{h1},
 		Events: 3, EventClients: []*Client{h1, h2}, Chats: 3, ChatClients: []*Client{h2}, Every: 50 * time.Millisecond,
 	}
-	run := ask(t, plan, 100)
+	l := Start(plan)
+	for deadline := time.Now().Add(30 * time.Second); l.Sent() < 100 || l.Talking() < 9; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of 100 requests were sent in time, %d of 9 streams exchanged two messages", l.Sent(), l.Talking())
+		}
+	}
+	run := l.Stop()
 	r := Judge(run, log.Seen())
 	if !r.Good() || r.Repeated != 0 || r.Cut != 0 || r.Streams != 9 || r.Sent < 109 {
 		t.Errorf("report is not clean:\n%s", r)

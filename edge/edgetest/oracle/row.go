@@ -1,6 +1,7 @@
 package oracle
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +19,7 @@ type Row struct {
 	Figure string // what came out
 	Limit  string // what may come out
 	OK     bool
+	Test   string // who gave it; Verdict fills it in
 }
 
 // String is the row as a line of the table.
@@ -30,23 +32,29 @@ func (r Row) String() string {
 }
 
 // Verdict logs the row, fails the test unless it is ok, and in the long form
-// appends the row to the file that WORMHOLE_FAULTS_TABLE names.
+// appends the row as a line of JSON to the file that WORMHOLE_FAULTS_ROWS names.
 func (r Row) Verdict(tb testing.TB) {
 	tb.Helper()
 	tb.Logf("ROW %s", r)
 	if !r.OK {
 		tb.Errorf("%s: %s, want %s", r.ID, r.Figure, r.Limit)
 	}
-	path := os.Getenv("WORMHOLE_FAULTS_TABLE")
+	path := os.Getenv("WORMHOLE_FAULTS_ROWS")
 	if !Long() || path == "" {
+		return
+	}
+	r.Test = tb.Name()
+	line, err := json.Marshal(r)
+	if err != nil {
+		tb.Errorf("rows of faults: %v", err)
 		return
 	}
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err == nil {
-		_, err = fmt.Fprintln(file, r)
+		_, err = fmt.Fprintf(file, "%s\n", line)
 		err = errors.Join(err, file.Close())
 	}
 	if err != nil {
-		tb.Errorf("table of faults: %v", err)
+		tb.Errorf("rows of faults: %v", err)
 	}
 }

@@ -100,6 +100,9 @@ func (l *Load) keepStream(kind Kind, c *Client, open func(context.Context, *Clie
 			if err = conv.next(ctx, e.Messages); err != nil {
 				break
 			}
+			if e.Messages == 1 {
+				l.talking.Add(1)
+			}
 		}
 		e.Ended = l.Elapsed()
 		e.ByUs = l.ctx.Err() != nil

@@ -21,6 +21,7 @@ type Opener struct {
 	listener net.Listener
 	apps     sync.Map // remote address of the app's side -> *Stream
 	pending  chan net.Conn
+	shutting chan struct{} // closed by shut
 
 	mu     sync.Mutex // guards the fields below
 	refuse error
@@ -89,7 +90,7 @@ func listen(t testing.TB) *Opener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &Opener{listener: l, pending: make(chan net.Conn)}
+	o := &Opener{listener: l, pending: make(chan net.Conn), shutting: make(chan struct{})}
 	go func() {
 		defer close(o.pending)
 		for {
@@ -99,14 +100,20 @@ func listen(t testing.TB) *Opener {
 			}
 			s := &appConn{TCPConn: c.(*net.TCPConn), closed: make(chan struct{})}
 			o.apps.Store(c.RemoteAddr().String(), s)
-			o.pending <- s
+			select {
+			case o.pending <- s:
+			case <-o.shutting: // the app accepts no more
+				_ = s.Close()
+			}
 		}
 	}()
 	return o
 }
 
+// shut ends the app; it is called once.
 func (o *Opener) shut() {
 	_ = o.listener.Close()
+	close(o.shutting)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, s := range o.opened {
@@ -172,6 +179,10 @@ type Stream struct {
 	ended  atomic.Bool // the app's END was read
 	halved atomic.Bool // CloseWrite was called
 	once   sync.Once
+
+	pending []byte // read and neither lent nor returned
+	lent    []byte
+	loans   int
 }
 
 // ID numbers the streams of an opener.
@@ -179,6 +190,10 @@ func (s *Stream) ID() uint64 { return s.id }
 
 // Read reads from the app; whatever ends it but a FIN is tunnel.ErrAborted.
 func (s *Stream) Read(b []byte) (int, error) {
+	if n := copy(b, s.pending); n > 0 {
+		s.pending = s.pending[n:]
+		return n, nil
+	}
 	n, err := s.TCPConn.Read(b)
 	var timeout net.Error
 	switch {
@@ -190,6 +205,41 @@ func (s *Stream) Read(b []byte) (int, error) {
 	}
 	return n, tunnel.ErrAborted
 }
+
+// Lender returns the stream, which lends every other time.
+func (s *Stream) Lender() upstream.Lender { return s }
+
+// Lend waits for bytes and lends them, of any number. Those that it lends are spoilt
+// by GiveBack.
+func (s *Stream) Lend() ([]byte, error) {
+	if s.lent != nil {
+		panic("a second loan before the first was given back")
+	}
+	if len(s.pending) == 0 {
+		buf := make([]byte, 16<<10)
+		n, err := s.Read(buf)
+		if err != nil {
+			return nil, err
+		}
+		s.pending = buf[:n]
+	}
+	if s.loans++; s.loans%2 == 0 {
+		return nil, nil
+	}
+	s.lent, s.pending = s.pending, nil
+	return s.lent, nil
+}
+
+// GiveBack ends the loan.
+func (s *Stream) GiveBack() {
+	for i := range s.lent {
+		s.lent[i] = '!'
+	}
+	s.lent = nil
+}
+
+// Ready reports whether Read would return at once.
+func (s *Stream) Ready() bool { return len(s.pending) > 0 || !s.Quiet() }
 
 // Write writes to the app.
 func (s *Stream) Write(b []byte) (int, error) {
@@ -227,6 +277,9 @@ func (s *Stream) end(reset bool) {
 
 // Quiet reports whether nothing has arrived.
 func (s *Stream) Quiet() bool {
+	if len(s.pending) > 0 {
+		return false
+	}
 	raw, err := s.SyscallConn()
 	if err != nil {
 		return false
