@@ -14,6 +14,7 @@ const (
 	kibPath, kibSize     = "/kib", 1 << 10
 	bulkPath, bulkSize   = "/bulk", 10 << 20
 	uploadPath           = "/upload"
+	endlessPath          = "/endless"
 )
 
 // serveApp is the app behind every target, in a process of its own.
@@ -42,6 +43,11 @@ func appHandler() http.Handler {
 			_, _ = w.Write(body)
 		})
 	}
+	mux.HandleFunc(endlessPath, func(w http.ResponseWriter, _ *http.Request) {
+		for block, err := pattern(64<<10), error(nil); err == nil; {
+			_, err = w.Write(block)
+		}
+	})
 	mux.HandleFunc(uploadPath, func(w http.ResponseWriter, r *http.Request) {
 		n, err := io.CopyBuffer(onlyWriter{io.Discard}, r.Body, make([]byte, 64<<10))
 		if err != nil {

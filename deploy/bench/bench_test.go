@@ -105,7 +105,7 @@ func TestAFailedTargetShowsNoFigures(t *testing.T) {
 	r.add(w, "nginx", 0, measurement{cost: 0.01, rate: 50}, nil)
 	r.add(w, "other", 0, measurement{cost: 0.001, rate: 500}, nil)
 	r.add(w, "other", 1, measurement{}, io.ErrUnexpectedEOF)
-	text := r.markdown()
+	text := r.markdown("")
 	if !strings.Contains(text, "| other | **failed**: unexpected EOF |") || strings.Contains(text, "0.0010") {
 		t.Errorf("the failure is not shown as one:\n%s", text)
 	}
@@ -137,5 +137,35 @@ func TestAppAnswersWhatTheCheckExpects(t *testing.T) {
 		if !bytes.Equal(body, pattern(size)) {
 			t.Errorf("%s: %d bytes that are not the pattern", path, len(body))
 		}
+	}
+}
+
+func TestSocketsOfTheTunnelAreTold(t *testing.T) {
+	const output = `0      0         10.77.0.2:40000 10.77.0.1:35129
+	 cubic wscale:9,9 rto:252 rtt:51.5/0.6 cwnd:10 bytes_sent:1417 segs_out:12
+0      4096      10.77.0.2:40002 [::ffff:10.77.0.1]:35129
+	 bbr wscale:9,9 rto:252 bbr:(bw:1Mbps,mrtt:50) rtt:51.5/0.6 cwnd:10
+0      0         10.77.0.2:40004 10.77.0.1:99
+	 reno wscale:9,9
+`
+	count, controls := parseSockets(output, "10.77.0.1:35129")
+	if got := strings.Join(controls, " "); count != 2 || got != "bbr cubic" {
+		t.Errorf("got %d connections with %q, want 2 with bbr and cubic", count, got)
+	}
+	if count, controls := parseSockets("", "10.77.0.1:35129"); count != 0 || controls != nil {
+		t.Errorf("nothing said is %d connections with %v", count, controls)
+	}
+}
+
+func TestOnlyWhatIsNamedIsMeasured(t *testing.T) {
+	p, err := chosen("upload,network")
+	if err != nil || len(p.workloads) != 1 || p.workloads[0].name != "upload" || !p.network || p.idle {
+		t.Errorf("got %+v, %v", p, err)
+	}
+	if p, err = chosen(""); err != nil || len(p.workloads) != len(workloads()) || !p.network || !p.idle {
+		t.Errorf("nothing named is not everything: %+v, %v", p, err)
+	}
+	if _, err = chosen("upload,nonsense"); err == nil {
+		t.Error("a workload that does not exist was taken")
 	}
 }

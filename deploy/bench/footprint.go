@@ -4,71 +4,89 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"sync"
+	"strings"
 	"time"
 
 	"wormhole/deploy/rig"
-	"wormhole/shared/protocol"
-	"wormhole/shared/tunnel"
-	"wormhole/wormhole/agent"
 )
 
 // settle is how long memory is left alone before it is read.
 const settle = 8 * time.Second
 
+// sizes are those of programs and their memory.
+type sizes struct {
+	edgeMB, agentMB float64 // binaries
+	// idleMiB is an agent that has connected and carried nothing; loadedMiB is one
+	// after the workloads.
+	idleMiB, loadedMiB float64
+	tunnels            *scaleCurve // nil if the scale section has it
+}
+
 // footprint measures memory and sizes: of a fresh edge, so that what the load left
 // behind is not reused and forgotten.
-func footprint(ctx context.Context, s *site, tunnels int) (lines []string, err error) {
-	for _, binary := range []string{s.tunnel.binaries.Edge, s.tunnel.binaries.Agent} {
-		info, err := os.Stat(binary)
+func footprint(ctx context.Context, s *site, tunnels []int) (f *sizes, err error) {
+	f = &sizes{}
+	for _, binary := range []struct {
+		path string
+		mb   *float64
+	}{{s.binaries.Edge, &f.edgeMB}, {s.binaries.Agent, &f.agentMB}} {
+		info, err := os.Stat(binary.path)
 		if err != nil {
 			return nil, err
 		}
-		lines = append(lines, fmt.Sprintf("binary %s: %.1f MB", filepath.Base(binary), float64(info.Size())/1e6))
+		*binary.mb = float64(info.Size()) / 1e6
 	}
 	dir := filepath.Join(s.dir, "idle")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	edge, err := rig.StartEdge(ctx, s.tunnel.binaries, dir)
+	edge, err := rig.StartEdge(ctx, s.binaries, dir)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, edge.Stop()) }()
-	token, err := edge.Token(ctx, host)
-	if err != nil {
-		return nil, err
-	}
-	agentKiB, err := idleAgent(ctx, s, edge, token, filepath.Join(dir, "agent.log"))
-	if err != nil {
+	idleKiB, err := s.idleAgent(ctx, edge, filepath.Join(dir, "agent.log"))
+	if err := errors.Join(err, edge.Stop()); err != nil {
 		return nil, err
 	}
 	loadedKiB, err := residentKiB(s.tunnel.agent.PID())
 	if err != nil {
 		return nil, err
 	}
-	lines = append(lines, fmt.Sprintf("agent resident: %.1f MiB idle, %.1f MiB after the workloads above",
-		float64(agentKiB)/1024, float64(loadedKiB)/1024))
+	f.idleMiB, f.loadedMiB = float64(idleKiB)/1024, float64(loadedKiB)/1024
+	if len(tunnels) > 0 {
+		f.tunnels = &scaleCurve{name: "idle tunnels, agents in one process"}
+		dir, err := os.MkdirTemp(s.dir, "tunnels-")
+		if err != nil {
+			return nil, err
+		}
+		if err := s.scaleTunnels(ctx, f.tunnels, dir, scalePlan{tunnels: tunnels, calm: fullScale.calm, idle: fullScale.idle}); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
 
-	bare, err := residentKiB(edge.Process().PID())
-	if err != nil {
-		return nil, err
+func (f *sizes) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n- binary edge: %.1f MB\n- binary wormhole: %.1f MB\n", f.edgeMB, f.agentMB)
+	fmt.Fprintf(&b, "- agent resident: %.1f MiB idle, %.1f MiB after the workloads above\n", f.idleMiB, f.loadedMiB)
+	if f.tunnels != nil {
+		fmt.Fprintf(&b, "- edge resident: %.1f MiB without tunnels\n", f.tunnels.bare.memory/1024)
+		for _, p := range f.tunnels.points {
+			fmt.Fprintf(&b, "- %s idle tunnels: %.1f KiB each, %.1f %% of a core\n", thousands(p.n), f.tunnels.each(p), 100*p.idle)
+		}
 	}
-	full, err := withIdleTunnels(ctx, edge, tunnels)
-	if err != nil {
-		return nil, err
-	}
-	return append(lines, fmt.Sprintf("edge resident: %.1f MiB idle; %.1f KiB for each of %d idle tunnels",
-		float64(bare)/1024, float64(full-bare)/float64(tunnels), tunnels)), nil
+	return b.String()
 }
 
 // idleAgent is the memory of an agent that has connected and carried nothing.
-func idleAgent(ctx context.Context, s *site, edge *rig.Edge, token, log string) (kib int, err error) {
+func (s *site) idleAgent(ctx context.Context, edge *rig.Edge, log string) (kib int, err error) {
+	token, err := edge.Token(ctx, host)
+	if err != nil {
+		return 0, err
+	}
 	process, err := edge.StartAgent("idle agent", token, host, log, []string{"WORMHOLE_ENDPOINT=" + s.appAddr})
 	if err != nil {
 		return 0, err
@@ -82,62 +100,6 @@ func idleAgent(ctx context.Context, s *site, edge *rig.Edge, token, log string) 
 		return 0, err
 	}
 	return residentKiB(process.PID())
-}
-
-// tunnelsPerToken stays below what an edge grants one token by itself.
-const tunnelsPerToken = 500
-
-// withIdleTunnels is the memory of the edge while n agents hold a tunnel each. The
-// agents are real, but live in this process.
-func withIdleTunnels(ctx context.Context, edge *rig.Edge, n int) (kib int, err error) {
-	ctx, stop := context.WithCancel(ctx)
-	var running sync.WaitGroup
-	defer running.Wait()
-	defer stop()
-	agents := make([]*agent.Agent, n)
-	var token string
-	for i := range agents {
-		if i%tunnelsPerToken == 0 {
-			if token, err = edge.Token(ctx, host); err != nil {
-				return 0, err
-			}
-		}
-		agents[i], err = agent.New(agent.Config{
-			Edges: []string{net.JoinHostPort("localhost", edge.Port())}, Token: token, Hosts: []string{host},
-			Name: fmt.Sprint("idle-", i), RootCAs: edge.Roots(), Transport: agent.OnlyTLS,
-			Resolve: func(context.Context, string) ([]netip.Addr, error) {
-				return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
-			},
-		}, refuser{}, slog.New(slog.DiscardHandler))
-		if err != nil {
-			return 0, err
-		}
-		running.Go(func() { _ = agents[i].Run(ctx) })
-		agents[i].SetReady(true, "")
-	}
-	limit := time.After(60 * time.Second)
-	for _, a := range agents {
-		for len(a.Status().Tunnels) == 0 {
-			select {
-			case <-limit:
-				return 0, errors.New("not all idle tunnels came up within a minute")
-			case <-ctx.Done():
-				return 0, ctx.Err()
-			case <-time.After(10 * time.Millisecond):
-			}
-		}
-	}
-	if err := pause(ctx, settle); err != nil {
-		return 0, err
-	}
-	return residentKiB(edge.Process().PID())
-}
-
-// refuser stands where an app would be; idle tunnels carry nothing.
-type refuser struct{}
-
-func (refuser) Serve(_ context.Context, stream tunnel.Stream, _ func() protocol.Answer, _ func(protocol.StreamEnd)) {
-	stream.Abort()
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -4,6 +4,10 @@
 // prints medians, ranges and ratios to nginx in the same round. Rates do not
 // travel between machines; these ratios do, roughly.
 //
+// Besides, it measures what has no nginx to compare with: memory and sizes, where the
+// time goes, the tunnel over links with delay and loss, and how an edge's cost grows.
+// A table says which of the project's goals were met.
+//
 // nginx and HAProxy are TLS reverse proxies straight to the app, with no tunnel.
 // The app and the load generators are not counted.
 package main
@@ -35,19 +39,25 @@ type options struct {
 	out      string
 	quick    bool
 	tunnels  int
+	network  bool
+	scale    bool
+	profile  bool
 	serveApp string
 }
 
 func main() {
 	var opt options
-	flag.IntVar(&opt.rounds, "rounds", 3, "interleaved rounds")
-	flag.DurationVar(&opt.duration, "duration", 5*time.Second, "length of one measurement")
-	flag.StringVar(&opt.only, "only", "", "comma-separated workloads, of "+strings.Join(workloadNames(), ", ")+", idle")
+	flag.IntVar(&opt.rounds, "rounds", 5, "interleaved rounds; over links at most three, which are long")
+	flag.DurationVar(&opt.duration, "duration", 2*time.Second, "length of one measurement")
+	flag.StringVar(&opt.only, "only", "", "comma-separated workloads, of "+strings.Join(workloadNames(), ", ")+", "+strings.Join(sectionNames, ", "))
 	flag.StringVar(&opt.targets, "targets", "", "comma-separated targets, of nginx, haproxy, wormhole and those added")
 	flag.Var(&opt.add, "add", "a further target as `name=command,url`; may be repeated. The command finds the app in APP_ADDR and a certificate for "+host+" in CERT_FILE (chain and key)")
 	flag.StringVar(&opt.out, "out", "", "write the table to this `file` as well; \"auto\" names it after the day below deploy/bench/results")
-	flag.BoolVar(&opt.quick, "quick", false, "one short round, about a minute")
-	flag.IntVar(&opt.tunnels, "tunnels", 500, "idle tunnels for the memory figure")
+	flag.BoolVar(&opt.quick, "quick", false, "one short round of the workloads, under two minutes")
+	flag.IntVar(&opt.tunnels, "tunnels", 2000, "idle tunnels for the memory figure, where the scale section is not measured")
+	flag.BoolVar(&opt.network, "network", false, "only what crosses a link with delay and loss; needs root. The same as --only network")
+	flag.BoolVar(&opt.scale, "scale", false, "only how an edge's cost grows with tunnels, sites and connections. The same as --only scale")
+	flag.BoolVar(&opt.profile, "profile", false, "only where edge and agent spend their time. The same as --only profile")
 	flag.StringVar(&opt.serveApp, "serve-app", "", "serve the app on this `address` and nothing else (used by the benchmark itself)")
 	flag.Parse()
 
@@ -67,14 +77,26 @@ func main() {
 
 func run(ctx context.Context, opt options) (err error) {
 	if opt.quick {
-		opt.rounds, opt.duration = 1, 2*time.Second
+		opt.rounds, opt.duration, opt.tunnels = 1, 2*time.Second, 500
 	}
-	if opt.rounds < 1 || opt.duration < time.Second {
-		return errors.New("--rounds must be at least 1 and --duration at least 1s")
+	if opt.rounds < 1 || opt.tunnels < 1 || opt.duration < time.Second {
+		return errors.New("--rounds and --tunnels must be at least 1 and --duration at least 1s")
+	}
+	if opt.network {
+		opt.only = strings.Trim(opt.only+",network", ",")
+	}
+	if opt.scale {
+		opt.only = strings.Trim(opt.only+",scale", ",")
+	}
+	if opt.profile {
+		opt.only = strings.Trim(opt.only+",profile", ",")
 	}
 	plan, err := chosen(opt.only)
 	if err != nil {
 		return err
+	}
+	if opt.quick && opt.only == "" {
+		plan.profile, plan.network, plan.scale = false, false, false
 	}
 	root, err := rig.Root()
 	if err != nil {
@@ -91,22 +113,59 @@ func run(ctx context.Context, opt options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if err := s.addTargets(ctx, opt); err != nil {
-		return err
+	if len(plan.workloads) > 0 || plan.idle {
+		if err := s.addTargets(ctx, opt); err != nil {
+			return err
+		}
 	}
 	report := newReport(s, opt)
-	if len(plan) > 0 {
-		if err := measureAll(ctx, s, plan, opt, report); err != nil {
+	if err := measureAll(ctx, s, plan.workloads, opt, report); err != nil {
+		return err
+	}
+	for _, section := range []struct {
+		name    string
+		planned bool
+		measure func() error
+	}{
+		{"idle", plan.idle && s.tunnel != nil, func() (err error) {
+			tunnels := slices.Compact([]int{min(500, opt.tunnels), opt.tunnels})
+			if plan.scale {
+				tunnels = nil // that section has them
+			}
+			report.sizes, err = footprint(ctx, s, tunnels)
 			return err
+		}},
+		{"profile", plan.profile, func() (err error) {
+			report.profile, err = measureProfile(ctx, s)
+			return err
+		}},
+		{"network", plan.network, func() (err error) {
+			report.network, err = measureNetwork(ctx, s, min(opt.rounds, 3))
+			return err
+		}},
+		{"scale", plan.scale, func() (err error) {
+			report.scale, err = measureScale(ctx, s, fullScale)
+			return err
+		}},
+	} {
+		if !section.planned {
+			continue
+		}
+		// What failed is said in the report, beside what did not.
+		if err := section.measure(); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil {
+			report.faults[section.name] = err
+			fmt.Fprintf(os.Stderr, "%-10s FAILED: %v\n", section.name, err)
 		}
 	}
-	if s.tunnel != nil && (opt.only == "" || slices.Contains(strings.Split(opt.only, ","), "idle")) {
-		report.footprint, err = footprint(ctx, s, opt.tunnels)
-		if err != nil {
-			return err
-		}
+	if err := publish(report, opt.out, root); err != nil {
+		return err
 	}
-	return publish(report, opt.out, root)
+	if len(report.faults) > 0 {
+		return errors.New("not everything could be measured")
+	}
+	return nil
 }
 
 // measureAll runs every workload against every target, round by round; a round
@@ -185,19 +244,27 @@ func measure(ctx context.Context, t *target, w workload, d time.Duration) (measu
 	}, nil
 }
 
+// publish prints the report, and writes it with its drawing if out names a file.
 func publish(r *report, out, root string) error {
-	text := r.markdown()
-	if _, err := io.WriteString(os.Stdout, text); err != nil {
-		return err
-	}
-	switch out {
-	case "":
-		return nil
-	case "auto":
+	if out == "auto" {
 		out = filepath.Join(root, "deploy", "bench", "results", time.Now().Format("2006-01-02-1504")+".md")
+	}
+	plot, name := "", ""
+	if out != "" && r.scale != nil {
+		plot = strings.TrimSuffix(out, ".md") + "-scale.svg"
+		name = filepath.Base(plot)
+	}
+	text := r.markdown(name)
+	if _, err := io.WriteString(os.Stdout, text); err != nil || out == "" {
+		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return err
+	}
+	if plot != "" {
+		if err := os.WriteFile(plot, draw(scalePanels(r.scale)), 0o644); err != nil {
+			return err
+		}
 	}
 	return os.WriteFile(out, []byte(text), 0o644)
 }

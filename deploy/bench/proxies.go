@@ -3,14 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"text/template"
-
-	"net"
-	"net/url"
 
 	"wormhole/deploy/rig"
 )

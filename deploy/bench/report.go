@@ -19,7 +19,11 @@ type report struct {
 	workloads []workload
 	targets   []string
 	results   map[cell]*series
-	footprint []string // lines about memory and sizes
+	sizes     *sizes
+	profile   []profileColumn
+	faults    map[string]error // sections that could not be measured
+	network   *networkReport
+	scale     []scaleCurve
 }
 
 type cell struct{ workload, target string }
@@ -31,7 +35,7 @@ type series struct {
 }
 
 func newReport(s *site, opt options) *report {
-	r := &report{options: opt, results: map[cell]*series{}}
+	r := &report{options: opt, results: map[cell]*series{}, faults: map[string]error{}}
 	for _, t := range s.targets {
 		r.targets = append(r.targets, t.name)
 	}
@@ -58,13 +62,15 @@ func (r *report) failed(workload, target string) bool {
 	return s != nil && s.err != nil
 }
 
-// markdown is the whole report. Medians come first, ranges in parentheses.
-func (r *report) markdown() string {
+// markdown is the whole report. Medians come first, ranges in parentheses. plot is
+// the file of the drawing beside it, if there is one.
+func (r *report) markdown(plot string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Side by side, %s\n\n", time.Now().Format("2 January 2006"))
 	fmt.Fprintf(&b, "%d CPUs, %s, %s, %s. %d rounds of %s, loopback, TLS 1.3, the same app behind each.\n",
 		runtime.NumCPU(), kernel(), runtime.Version(), strings.Join(versions(), ", "), r.options.rounds, r.options.duration)
 	b.WriteString("CPU seconds are those of all processes of a target (edge and agent here), without app and load generator.\n")
+	b.WriteString(r.goals())
 	if len(r.workloads) > 0 {
 		b.WriteString("\n| workload | target | CPU-s per unit | ratio to nginx | rate | p50 / p99 ms |\n|---|---|---:|---:|---:|---:|\n")
 	}
@@ -79,11 +85,22 @@ func (r *report) markdown() string {
 			title = ""
 		}
 	}
-	if len(r.footprint) > 0 {
-		b.WriteString("\n")
+	for _, section := range sectionNames {
+		if err := r.faults[section]; err != nil {
+			fmt.Fprintf(&b, "\n**%s failed**: %s\n", section, firstLine(err.Error()))
+		}
 	}
-	for _, line := range r.footprint {
-		fmt.Fprintf(&b, "- %s\n", line)
+	if r.sizes != nil {
+		b.WriteString(r.sizes.markdown())
+	}
+	if r.network != nil {
+		b.WriteString(r.network.markdown())
+	}
+	if r.scale != nil {
+		b.WriteString(scaleMarkdown(r.scale, plot))
+	}
+	if r.profile != nil {
+		b.WriteString(profileMarkdown(r.profile))
 	}
 	return b.String()
 }
@@ -92,15 +109,12 @@ func (r *report) row(w workload, s *series) string {
 	if s.err != nil {
 		return "**failed**: " + strings.ReplaceAll(firstLine(s.err.Error()), "|", "/") + " | | | "
 	}
-	var costs, rates, p50, p99, ratios []float64
-	for round, m := range s.rounds {
+	var costs, rates, p50, p99 []float64
+	for _, m := range s.rounds {
 		costs = append(costs, m.cost)
 		rates = append(rates, m.rate)
 		p50 = append(p50, milliseconds(m.p50))
 		p99 = append(p99, milliseconds(m.p99))
-		if base := r.results[cell{w.name, reference}]; base != nil && base.rounds[round].cost > 0 {
-			ratios = append(ratios, m.cost/base.rounds[round].cost)
-		}
 	}
 	latency := ""
 	if median(p99) > 0 {
@@ -111,7 +125,18 @@ func (r *report) row(w workload, s *series) string {
 		rate = fmt.Sprintf("%.2f GB/s", median(rates))
 	}
 	return fmt.Sprintf("%s /%s | %s | %s | %s",
-		spread("%.4f", costs), w.unit, spread("%.2f", ratios), rate, latency)
+		spread("%.4f", costs), w.unit, spread("%.2f", r.ratios(w.name, s)), rate, latency)
+}
+
+// ratios are the costs as multiples of nginx's in the same rounds.
+func (r *report) ratios(workload string, s *series) (ratios []float64) {
+	base := r.results[cell{workload, reference}]
+	for round, m := range s.rounds {
+		if base != nil && base.rounds[round].cost > 0 {
+			ratios = append(ratios, m.cost/base.rounds[round].cost)
+		}
+	}
+	return ratios
 }
 
 // spread is "median (least-most)", or the only value there is.

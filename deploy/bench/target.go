@@ -30,6 +30,7 @@ type target struct {
 	addr      string // host:port of its TLS door
 	roots     *x509.CertPool
 	processes []*rig.Process
+	place     rig.Place // where its clients are
 }
 
 func (t *target) pids() []int {
@@ -49,16 +50,16 @@ func (t *target) tlsConfig(protocols ...string) *tls.Config {
 	return &tls.Config{RootCAs: t.roots, ServerName: host, MinVersion: tls.VersionTLS13, NextProtos: protocols}
 }
 
-// client speaks HTTP/1.1 over at most conns kept connections; source, if not
-// empty, is the loopback address it dials from.
+// client speaks HTTP/1.1 over at most conns kept connections.
 func (t *target) client(conns int) *http.Client {
-	dialer := &net.Dialer{Timeout: 5 * time.Second}
 	return &http.Client{
 		Timeout: 30 * time.Second,
 		Transport: &http.Transport{
 			TLSClientConfig: t.tlsConfig("http/1.1"),
 			DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-				return dialer.DialContext(ctx, network, t.addr)
+				ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+				defer cancel()
+				return t.place.DialContext(ctx, network, t.addr)
 			},
 			MaxIdleConnsPerHost: conns,
 			MaxConnsPerHost:     conns,
@@ -116,6 +117,7 @@ func exchange(ctx context.Context, client *http.Client, method, url string, body
 // site is the app and all targets in front of it.
 type site struct {
 	root, dir string
+	binaries  rig.Binaries
 	app       *rig.Process
 	appAddr   string
 	identity  *identity
@@ -128,6 +130,9 @@ func openSite(ctx context.Context, root, dir string) (*site, error) {
 	s := &site{root: root, dir: dir}
 	var err error
 	if s.identity, err = newIdentity(dir); err != nil {
+		return nil, err
+	}
+	if s.binaries, err = rig.FindBinaries(ctx, root, dir); err != nil {
 		return nil, err
 	}
 	if s.appAddr, err = rig.FreePort(); err != nil {

@@ -10,22 +10,17 @@ import (
 // tunnelled is this project as a target: an edge with everything on, as `edge dev`
 // has it with an access log in a file, and an agent beside the app.
 type tunnelled struct {
-	binaries rig.Binaries
-	edge     *rig.Edge
-	agent    *rig.Process
-	token    string
+	edge  *rig.Edge
+	agent *rig.Process
+	token string
 }
 
 func (s *site) startTunnel(ctx context.Context) (*target, error) {
-	binaries, err := rig.FindBinaries(ctx, s.root, s.dir)
+	edge, err := rig.StartEdge(ctx, s.binaries, s.dir)
 	if err != nil {
 		return nil, err
 	}
-	edge, err := rig.StartEdge(ctx, binaries, s.dir)
-	if err != nil {
-		return nil, err
-	}
-	s.tunnel = &tunnelled{binaries: binaries, edge: edge}
+	s.tunnel = &tunnelled{edge: edge}
 	if s.tunnel.token, err = edge.Token(ctx, host); err != nil {
 		return nil, err
 	}

@@ -53,6 +53,7 @@ func workloads() []workload {
 		{"download", "download 10 MiB, 4 connections", perGB, download},
 		{"upload", "upload 10 MiB, 4 connections", perGB, upload},
 		{"handshake", "full TLS 1.3 handshakes, no resumption, X25519", perThousand, handshakes(tls.X25519)},
+		{"resumed", "resumed TLS handshakes, each with a request", perThousand, resumed},
 		{"hybrid", "the same, the client prefers X25519MLKEM768", perThousand, handshakes(tls.X25519MLKEM768, tls.X25519)},
 	}
 }
@@ -65,23 +66,36 @@ func workloadNames() []string {
 	return names
 }
 
-// chosen are the workloads that only names; all of them if it names none.
-func chosen(only string) ([]workload, error) {
+// sectionNames are the parts of a run besides workloads.
+var sectionNames = []string{"idle", "profile", "network", "scale"}
+
+// plan is what one run measures.
+type plan struct {
+	workloads                     []workload
+	idle, profile, network, scale bool
+}
+
+// chosen is the plan that only names; everything if it names nothing.
+func chosen(only string) (plan, error) {
 	all := workloads()
 	if only == "" {
-		return all, nil
+		return plan{workloads: all, idle: true, profile: true, network: true, scale: true}, nil
 	}
-	var plan []workload
+	var p plan
+	sections := map[string]*bool{"idle": &p.idle, "network": &p.network, "scale": &p.scale, "profile": &p.profile}
 	for _, name := range strings.Split(only, ",") {
 		i := slices.IndexFunc(all, func(w workload) bool { return w.name == name })
+		section := sections[name]
 		switch {
 		case i >= 0:
-			plan = append(plan, all[i])
-		case name != "idle":
-			return nil, fmt.Errorf("no workload %q; there are %s, idle", name, strings.Join(workloadNames(), ", "))
+			p.workloads = append(p.workloads, all[i])
+		case section != nil:
+			*section = true
+		default:
+			return p, fmt.Errorf("no workload %q; there are %s, %s", name, strings.Join(workloadNames(), ", "), strings.Join(sectionNames, ", "))
 		}
 	}
-	return plan, nil
+	return p, nil
 }
 
 // warm fills connection pools and code caches before the clock runs.
@@ -327,6 +341,34 @@ func shakeHands(ctx context.Context, t *target, config *tls.Config, d time.Durat
 			}
 			if err := conn.Close(); err != nil {
 				return err
+			}
+			done.Add(1)
+		}
+		return nil
+	})
+	return outcome{units: float64(done.Load()) / 1000}, err
+}
+
+// resumed connects with a session of before, asks once and leaves. The request is
+// there to receive the next ticket, and it shows that the session serves.
+func resumed(ctx context.Context, t *target, d time.Duration) (outcome, error) {
+	var done atomic.Int64
+	until := time.Now().Add(d)
+	err := inParallel(handshakeConns, func(int) error {
+		config := t.tlsConfig("http/1.1")
+		config.CurvePreferences = []tls.CurveID{tls.X25519}
+		config.ClientSessionCache = tls.NewLRUClientSessionCache(4)
+		for i := 0; time.Now().Before(until); i++ {
+			v, err := t.visitWith(ctx, config)
+			if err != nil {
+				return err
+			}
+			did := v.conn.ConnectionState().DidResume
+			if err := v.close(); err != nil {
+				return err
+			}
+			if i > 0 && !did {
+				return errors.New("the session was not resumed")
 			}
 			done.Add(1)
 		}

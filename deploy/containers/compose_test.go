@@ -4,16 +4,10 @@ package containers
 
 import (
 	"encoding/json"
-	"net"
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
-	"strings"
 	"testing"
 	"time"
-
-	"wormhole/deploy/rig"
 )
 
 const exampleHost = "app.localhost"
@@ -29,18 +23,27 @@ type example struct {
 // next expects it: three copies, all answering.
 func TestComposeExample(t *testing.T) {
 	e := openExample(t)
-	for _, part := range []struct {
-		name string
-		run  func(*testing.T, *example)
-	}{
+	inTurn(t, e, []part[*example]{
 		{"BothNeighboursAnswerAndTheHeaderNamesThem", bothAnswer},
 		{"ScalesFromOneToTenToThreeWithoutAFailedRequest", scales},
 		{"DockerStopLosesNoRequestAndEndsInTime", stops},
 		{"DockerKillIsForgottenWithinASecond", kills},
 		{"AnAgentCutOffLeavesAndReturns", cutOff},
 		{"AnEdgeThatRestartsFindsItsAgentsAgain", restarts},
-	} {
-		if !t.Run(part.name, func(t *testing.T) { part.run(t, e) }) {
+	})
+}
+
+// part is one of the tests that share a running example.
+type part[E any] struct {
+	name string
+	run  func(*testing.T, E)
+}
+
+// inTurn runs the parts one after the other, until one fails.
+func inTurn[E any](t *testing.T, example E, parts []part[E]) {
+	t.Helper()
+	for _, p := range parts {
+		if !t.Run(p.name, func(t *testing.T) { p.run(t, example) }) {
 			t.Fatal("the parts that follow would prove nothing")
 		}
 	}
@@ -48,48 +51,33 @@ func TestComposeExample(t *testing.T) {
 
 func openExample(t *testing.T) *example {
 	t.Helper()
-	https, err := rig.FreePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	http, err := rig.FreePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, httpsPort, _ := net.SplitHostPort(https)
-	_, httpPort, _ := net.SplitHostPort(http)
-	p := newProject(t, filepath.Join(projectRoot(t), "deploy", "compose"), "HTTPS_PORT="+httpsPort, "HTTP_PORT="+httpPort)
-	e := &example{project: p, port: httpsPort}
+	https, http := freePort(t), freePort(t)
+	p := newProject(t, "compose.yaml", "HTTPS_PORT="+https, "HTTP_PORT="+http)
+	e := &example{project: p, port: https}
 	p.run("build", "-q")
 	p.run("up", "-d")
-	e.ca = e.authority()
+	e.ca = e.authority("edge")
 	l := startLoad(t, e.visitors(t, 2)...)
 	l.awaitBackends(t, 3, 30*time.Second)
 	l.finish()
 	return e
 }
 
-// authority is the edge's certificate authority, taken as the example says.
-func (e *example) authority() []byte {
-	e.t.Helper()
-	file := filepath.Join(e.t.TempDir(), "ca.pem")
-	docker(e.t, "cp", e.containers("edge")[0]+":/var/lib/wormhole/ca/ca.pem", file)
+// authority is the certificate authority of a service's edge, taken as the examples say.
+func (p *project) authority(service string) []byte {
+	p.t.Helper()
+	file := filepath.Join(p.t.TempDir(), "ca.pem")
+	docker(p.t, "cp", p.containers(service)[0]+":/var/lib/wormhole/ca/ca.pem", file)
 	text, err := os.ReadFile(file)
 	if err != nil {
-		e.t.Fatal(err)
+		p.t.Fatal(err)
 	}
 	return text
 }
 
 // visitors are n for each of HTTP/1.1 and HTTP/2.
 func (e *example) visitors(t *testing.T, n int) []*visitor {
-	var all []*visitor
-	for range n {
-		all = append(all,
-			newVisitor(t, e.ca, exampleHost, e.port, false),
-			newVisitor(t, e.ca, exampleHost, e.port, true))
-	}
-	return all
+	return newVisitors(t, n, e.ca, exampleHost, e.port)
 }
 
 // scale asks for n copies of the app service beside statler and waldorf.
@@ -101,9 +89,7 @@ func bothAnswer(t *testing.T, e *example) {
 	l := startLoad(t, e.visitors(t, 1)...)
 	l.awaitBackends(t, 3, 10*time.Second)
 	l.finish()
-	if len(l.failed()) > 0 {
-		t.Error(l.summary())
-	}
+	l.lostNothing(t, "while nothing happened")
 	for _, name := range []string{"statler", "waldorf"} {
 		if l.said[name] == 0 {
 			t.Errorf("%s never answered: %v", name, l.said)
@@ -124,9 +110,7 @@ func scales(t *testing.T, e *example) {
 	l.awaitBackends(t, 3, 10*time.Second)
 	l.finish()
 	t.Log(l.summary())
-	if n := len(l.failed()); n > 0 {
-		t.Errorf("%d requests failed while the app was scaled", n)
-	}
+	l.lostNothing(t, "while the app was scaled")
 }
 
 func stops(t *testing.T, e *example) {
@@ -139,9 +123,7 @@ func stops(t *testing.T, e *example) {
 	l.awaitBackends(t, 2, 10*time.Second)
 	l.finish()
 	t.Logf("stopped in %v; %s", took.Round(time.Millisecond), l.summary())
-	if n := len(l.failed()); n > 0 {
-		t.Errorf("%d requests failed while a copy was stopped", n)
-	}
+	l.lostNothing(t, "while a copy was stopped")
 	if took > 9500*time.Millisecond {
 		t.Errorf("docker stop took %v", took)
 	}
@@ -163,15 +145,9 @@ func kills(t *testing.T, e *example) {
 	l.awaitBackends(t, 2, 10*time.Second)
 	l.finish()
 	t.Log(l.summary())
-	// What a killed copy was answering may be lost, one request a visitor; nothing
-	// may be lost after.
-	failures := l.failed()
-	if len(failures) > len(visitors) {
-		t.Errorf("%d requests failed, want at most the %d in flight", len(failures), len(visitors))
-	}
-	for _, f := range failures {
-		if f.began.Sub(killed) > time.Second || f.took > 5*time.Second {
-			t.Errorf("failed %v after the kill, after waiting %v: %v", f.began.Sub(killed), f.took, f.err)
+	for _, f := range l.lostOnly(t, killed, len(visitors)) {
+		if f.took > 5*time.Second {
+			t.Errorf("failed after waiting %v: %v", f.took, f.err)
 		}
 	}
 	docker(t, "start", container)
@@ -205,7 +181,7 @@ func restarts(t *testing.T, e *example) {
 	began := time.Now()
 	docker(t, "restart", "-t", "40", container)
 	t.Logf("restarted in %v", time.Since(began).Round(time.Millisecond))
-	if ca := e.authority(); string(ca) != string(e.ca) {
+	if ca := e.authority("edge"); string(ca) != string(e.ca) {
 		t.Error("the certificate authority changed with the restart")
 	}
 	e.awaitCopies(t, 3)
@@ -232,40 +208,4 @@ func networkOf(t *testing.T, container string) string {
 	}
 	t.Fatalf("%s is on no network", container)
 	return ""
-}
-
-// printedCommand finds the lines in compose.yaml that a person is told to type.
-var printedCommand = regexp.MustCompile(`(?m)^#   (\S.*)$`)
-
-// TestCommandsPrintedInTheComposeFileWork types them one after the other.
-func TestCommandsPrintedInTheComposeFileWork(t *testing.T) {
-	dir := filepath.Join(projectRoot(t), "deploy", "compose")
-	text, err := os.ReadFile(filepath.Join(dir, "compose.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	matches := printedCommand.FindAllStringSubmatch(string(text), -1)
-	if len(matches) < 3 {
-		t.Fatalf("found %d commands in compose.yaml", len(matches))
-	}
-	for _, port := range []string{"8443", "8080"} {
-		listener, err := net.Listen("tcp", "127.0.0.1:"+port)
-		if err != nil {
-			t.Fatalf("the commands need port %s of this machine: %v", port, err)
-		}
-		_ = listener.Close()
-	}
-	p := newProject(t, dir)
-	t.Cleanup(func() { _ = os.Remove(filepath.Join(dir, "ca.pem")) })
-	var said []string
-	for _, match := range matches {
-		t.Log(match[1])
-		said = append(said, p.shell(match[1]))
-	}
-	last := said[len(said)-1]
-	if !strings.Contains(last, "You have reached") || !slices.ContainsFunc(strings.Split(last, "\n"), func(line string) bool {
-		return strings.HasPrefix(strings.ToLower(line), "x-internal-service: ")
-	}) {
-		t.Errorf("the last command printed %q", last)
-	}
 }

@@ -7,9 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -141,22 +143,40 @@ func projectRoot(t *testing.T) string {
 	return root
 }
 
+// freePort is a port of loopback that nothing listens on.
+func freePort(t *testing.T) string {
+	t.Helper()
+	addr, err := rig.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
 // project is one compose project; its containers, networks and volumes are
 // removed when the test ends.
 type project struct {
 	t       *testing.T
 	command []string // docker compose, or docker-compose where that is what there is
+	file    string
+	name    string
 	dir     string
 	env     []string
 }
 
-func newProject(t *testing.T, dir string, env ...string) *project {
+// newProject is of a file in deploy/compose.
+func newProject(t *testing.T, file string, env ...string) *project {
 	t.Helper()
-	p := &project{t: t, command: []string{"docker", "compose"}, dir: dir}
+	p := &project{t: t, command: []string{"docker", "compose"}, dir: filepath.Join(projectRoot(t), "deploy", "compose"), file: file}
 	if exec.Command("docker", "compose", "version").Run() != nil {
 		p.command = []string{"docker-compose"}
 	}
-	p.env = append(os.Environ(), append(env, fmt.Sprintf("COMPOSE_PROJECT_NAME=wormholetest%d", os.Getpid()))...)
+	p.name = fmt.Sprintf("wormholetest%d", os.Getpid())
+	p.env = append(os.Environ(), append(env, "COMPOSE_PROJECT_NAME="+p.name)...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			text, _ := p.try(context.Background(), "logs", "--no-color", "--tail", "40")
@@ -181,7 +201,7 @@ func (p *project) run(args ...string) string {
 func (p *project) try(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	command := exec.CommandContext(ctx, p.command[0], append(p.command[1:], args...)...)
+	command := exec.CommandContext(ctx, p.command[0], slices.Concat(p.command[1:], []string{"-f", p.file}, args)...)
 	command.Dir, command.Env = p.dir, p.env
 	var stderr bytes.Buffer
 	command.Stderr = &stderr
@@ -195,8 +215,10 @@ func (p *project) try(ctx context.Context, args ...string) (string, error) {
 // shell runs a line as a person would type it, in the project's folder.
 func (p *project) shell(line string) string {
 	p.t.Helper()
-	line = strings.ReplaceAll(line, "docker compose", strings.Join(p.command, " "))
-	command := exec.CommandContext(p.t.Context(), "sh", "-c", line)
+	if p.command[0] != "docker" {
+		line = "docker() { if [ \"$1\" = compose ]; then shift; command docker-compose \"$@\"; else command docker \"$@\"; fi; }\n" + line
+	}
+	command := exec.CommandContext(p.t.Context(), "bash", "-c", line)
 	command.Dir, command.Env = p.dir, p.env
 	var both bytes.Buffer
 	command.Stdout, command.Stderr = &both, &both

@@ -3,7 +3,9 @@
 package containers
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -76,6 +78,27 @@ func version(program string) string {
 		return "version"
 	}
 	return "--version"
+}
+
+// TestDockerfilesBuildForARM64 gives the Dockerfiles the arguments that BuildKit gives
+// them with --platform linux/arm64, and looks at the programs. Running them needs
+// such a machine, or an emulator.
+func TestDockerfilesBuildForARM64(t *testing.T) {
+	for _, c := range []struct{ file, program string }{{"Dockerfile.agent", "/wormhole"}, {"Dockerfile.edge", "/edge"}} {
+		const image = "wormhole/test-arm64"
+		docker(t, "build", "-q", "--build-arg", "TARGETOS=linux", "--build-arg", "TARGETARCH=arm64", "-f", c.file, "-t", image, ".")
+		program, err := elf.NewFile(bytes.NewReader(fileOf(t, image, c.program)))
+		if err != nil {
+			t.Fatalf("%s: %v", c.file, err)
+		}
+		if program.Machine != elf.EM_AARCH64 {
+			t.Errorf("%s gives a program for %v", c.file, program.Machine)
+		}
+		if libraries, err := program.ImportedLibraries(); err != nil || len(libraries) > 0 {
+			t.Errorf("%s gives a program that loads %v, %v", c.file, libraries, err)
+		}
+		docker(t, "rmi", "-f", image)
+	}
 }
 
 // TestTwoBuildsGiveTheSameBinary compares the image's agent with one built from the

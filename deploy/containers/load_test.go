@@ -23,9 +23,15 @@ type visitor struct {
 	url    string
 }
 
-// newVisitor verifies with the authority in ca and dials loopback. Without http2
-// it keeps one HTTP/1.1 connection.
-func newVisitor(t *testing.T, ca []byte, host, port string, http2 bool) *visitor {
+// newVisitor verifies with the authority in ca and dials ports of loopback. Without
+// http2 it keeps one HTTP/1.1 connection.
+//
+// Several ports are several addresses behind one name. It tries them in that order
+// whenever it needs a connection, as browsers do, until one gives it a TLS session:
+// Docker's proxy accepts connections for an edge that is not there, and closes them,
+// where a machine without it would refuse. Like every client of HTTP it asks again
+// when a connection that it kept ends before the answer began.
+func newVisitor(t *testing.T, ca []byte, host string, http2 bool, ports ...string) *visitor {
 	t.Helper()
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(ca) {
@@ -34,19 +40,38 @@ func newVisitor(t *testing.T, ca []byte, host, port string, http2 bool) *visitor
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(!http2)
 	protocols.SetHTTP2(http2)
-	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: &tls.Config{RootCAs: roots, ServerName: host, NextProtos: []string{"http/1.1"}}}
+	if http2 {
+		dialer.Config.NextProtos = []string{"h2"}
+	}
 	transport := &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: roots},
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, network, net.JoinHostPort("127.0.0.1", port))
+		DialTLSContext: func(ctx context.Context, network, _ string) (conn net.Conn, err error) {
+			for _, port := range ports {
+				if conn, err = dialer.DialContext(ctx, network, net.JoinHostPort("127.0.0.1", port)); err == nil {
+					break
+				}
+			}
+			return conn, err
 		},
 		Protocols: protocols,
+		// What is silent for so long is given up.
+		HTTP2:                 &http.HTTP2Config{SendPingTimeout: 3 * time.Second, PingTimeout: 2 * time.Second},
+		ResponseHeaderTimeout: 15 * time.Second,
 	}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &visitor{
 		client: &http.Client{Transport: transport, Timeout: 20 * time.Second},
-		url:    "https://" + net.JoinHostPort(host, port) + "/",
+		url:    "https://" + net.JoinHostPort(host, ports[0]) + "/",
 	}
+}
+
+// newVisitors are n for each of HTTP/1.1 and HTTP/2.
+func newVisitors(t *testing.T, n int, ca []byte, host string, ports ...string) (all []*visitor) {
+	t.Helper()
+	for range n {
+		all = append(all, newVisitor(t, ca, host, false, ports...), newVisitor(t, ca, host, true, ports...))
+	}
+	return all
 }
 
 // answer is who answered, in its own words and by the edge's header.
@@ -78,6 +103,9 @@ func (v *visitor) ask(ctx context.Context) (answer, error) {
 
 // patience is what an answer may take before it is noted as late.
 const patience = time.Second
+
+// pause is between the requests of one visitor: this machine also runs what answers.
+const pause = 4 * time.Millisecond
 
 // failure is one request that did not get its answer, or (without err) got it late.
 type failure struct {
@@ -111,6 +139,7 @@ func startLoad(t *testing.T, visitors ...*visitor) *load {
 				began := time.Now()
 				a, err := v.ask(t.Context()) // a request once sent is never cut short
 				l.count(began, a, err)
+				<-time.After(pause)
 			}
 		})
 	}
@@ -175,6 +204,30 @@ func (l *load) failed() []failure {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.failures)
+}
+
+// lostNothing errs if a request failed; when says what happened meanwhile.
+func (l *load) lostNothing(t *testing.T, when string) {
+	t.Helper()
+	if n := len(l.failed()); n > 0 {
+		t.Errorf("%d requests failed %s: %s", n, when, l.summary())
+	}
+}
+
+// lostOnly allows for what was under way when something was killed or cut, one request
+// a visitor, and for nothing asked more than a second later. It returns the failures.
+func (l *load) lostOnly(t *testing.T, since time.Time, visitors int) []failure {
+	t.Helper()
+	failures := l.failed()
+	if len(failures) > visitors {
+		t.Errorf("%d requests failed, want at most the %d in flight", len(failures), visitors)
+	}
+	for _, f := range failures {
+		if f.began.Sub(since) > time.Second {
+			t.Errorf("asked %v after the end and failed after %v: %v", f.began.Sub(since), f.took, f.err)
+		}
+	}
+	return failures
 }
 
 // delayed are the requests that got theirs after more than patience.

@@ -65,9 +65,14 @@ func TestG1OrphansAreReapedByPID1(t *testing.T) {
 func TestG5AnAppThatIgnoresTermIsKilledInTime(t *testing.T) {
 	image := agentOn(t, debian)
 	args := append(append([]string{"run", "-d"}, alone(t)...), image, "/wormhole", "sh", "-c",
-		`trap '' TERM; while :; do sleep 1; done`)
+		`trap '' TERM; echo deaf; while :; do sleep 1; done`)
 	container := docker(t, args...)
 	defer docker(t, "rm", "-f", container)
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(docker(t, "logs", container), "deaf"); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the app does not run after 10 s")
+		}
+	}
 	began := time.Now()
 	docker(t, "stop", "-t", "10", container)
 	took := time.Since(began)

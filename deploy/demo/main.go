@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -180,12 +179,14 @@ func (s *stage) ask(ctx context.Context) (string, error) {
 }
 
 func (s *stage) askSome(ctx context.Context, n int) error {
-	answers := tally{}
+	answers := rig.Tally{}
 	for range n {
-		answers.count(s.ask(ctx))
+		began := time.Now()
+		who, err := s.ask(ctx)
+		answers.Count(began, who, err)
 	}
 	s.say("%s", answers.String())
-	return answers.verdict()
+	return answers.Verdict()
 }
 
 // changeUnderLoad adds a third copy and stops one of the first while clients ask
@@ -193,16 +194,15 @@ func (s *stage) askSome(ctx context.Context, n int) error {
 func (s *stage) changeUnderLoad(ctx context.Context) error {
 	s.say("\nfozzie joins and waldorf is stopped while %d clients ask:", askers)
 	loading, endLoad := context.WithCancel(ctx)
-	results := make(chan tally, askers)
+	results := make(chan rig.Tally, askers)
 	var clients sync.WaitGroup
 	for range askers {
 		clients.Go(func() {
-			answers := tally{}
+			answers := rig.Tally{}
 			for loading.Err() == nil {
 				began := time.Now()
 				who, err := s.ask(ctx)
-				answers.count(who, err)
-				answers.slowest = max(answers.slowest, time.Since(began))
+				answers.Count(began, who, err)
 			}
 			results <- answers
 		})
@@ -211,7 +211,7 @@ func (s *stage) changeUnderLoad(ctx context.Context) error {
 		if err := s.add(ctx, "fozzie"); err != nil {
 			return err
 		}
-		if err := wait(ctx, leadIn); err != nil {
+		if err := rig.Wait(ctx, leadIn); err != nil {
 			return err
 		}
 		began := time.Now()
@@ -219,7 +219,7 @@ func (s *stage) changeUnderLoad(ctx context.Context) error {
 			return err
 		}
 		s.say("waldorf was stopped and gone after %.1f s", time.Since(began).Seconds())
-		return wait(ctx, leadOut)
+		return rig.Wait(ctx, leadOut)
 	}()
 	endLoad()
 	clients.Wait()
@@ -227,12 +227,12 @@ func (s *stage) changeUnderLoad(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	total := tally{}
+	total := rig.Tally{}
 	for answers := range results {
-		total.merge(answers)
+		total.Merge(answers)
 	}
-	s.say("%s; slowest %d ms", total.String(), total.slowest.Milliseconds())
-	if err := total.verdict(); err != nil {
+	s.say("%s; slowest %d ms", total.String(), total.Slowest.Milliseconds())
+	if err := total.Verdict(); err != nil {
 		return err
 	}
 	who, err := s.ask(ctx)
@@ -280,61 +280,3 @@ func (s *stage) url() string { return "https://" + net.JoinHostPort(host, s.edge
 func (s *stage) log(name string) string { return filepath.Join(s.dir, name+".log") }
 
 func (s *stage) say(format string, args ...any) { fmt.Fprintf(s.out, format+"\n", args...) }
-
-func wait(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// tally counts who answered; its zero value is ready to use.
-type tally struct {
-	answers  map[string]int
-	failures []error
-	slowest  time.Duration
-}
-
-func (t *tally) count(who string, err error) {
-	if err != nil {
-		t.failures = append(t.failures, err)
-		return
-	}
-	if t.answers == nil {
-		t.answers = map[string]int{}
-	}
-	t.answers[who]++
-}
-
-func (t *tally) merge(other tally) {
-	for who, n := range other.answers {
-		if t.answers == nil {
-			t.answers = map[string]int{}
-		}
-		t.answers[who] += n
-	}
-	t.failures = append(t.failures, other.failures...)
-	t.slowest = max(t.slowest, other.slowest)
-}
-
-// verdict is nil when nothing failed.
-func (t *tally) verdict() error {
-	if len(t.failures) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%d requests failed, the first with: %w", len(t.failures), t.failures[0])
-}
-
-// String is such as "20 requests, 0 failed: statler 11, waldorf 9".
-func (t *tally) String() string {
-	total := len(t.failures)
-	var parts []string
-	for who, n := range t.answers {
-		total += n
-		parts = append(parts, fmt.Sprintf("%s %d", who, n))
-	}
-	slices.Sort(parts)
-	return fmt.Sprintf("%d requests, %d failed: %s", total, len(t.failures), strings.Join(parts, ", "))
-}

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Makes the base images that this project's Dockerfiles name, from what is
 # installed on this machine, for machines that reach no registry. Everywhere else
-# the same Dockerfiles pull the real ones, and this script is not needed.
-#
-#   deploy/images/make-base.sh                  all of them
-#   deploy/images/make-base.sh node:20-bookworm-slim ...
+# the same Dockerfiles pull the real ones, and this script is not needed. Arguments are
+# the images to make; without one it makes all.
 #
 # An image that is up to date is left alone. Each carries the label
-# wormhole.base, a digest of what it was made from.
+# wormhole.base, a digest of what it was made from. Versions are those of this
+# machine and of its Debian, whatever the tag says. Python, Ruby, PHP, Java and nginx
+# come from Debian's packages, through apt-get, which installs nothing here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -63,7 +63,9 @@ up_to_date() {
 	[ "$(docker image inspect --format "{{index .Config.Labels \"$label\"}}" "$1" 2>/dev/null)" = "$2" ]
 }
 
-digest() { { cat "${BASH_SOURCE[0]}"; printf '%s\n' "$@"; } | sha256sum | cut -c1-16; }
+# digest FUNCTION WORD...: of what an image is made from: the function that makes it,
+# those that all use, and the words.
+digest() { { declare -f "$1" new_root add_program add_file import; printf '%s\n' "${basics[@]}" "${@:2}"; } | sha256sum | cut -c1-16; }
 
 # import IMAGE DIGEST ROOT CHANGE...
 import() {
@@ -78,7 +80,7 @@ import() {
 
 make_debian() {
 	local image=$1 is
-	is=$(digest "$(cat /etc/debian_version)")
+	is=$(digest make_debian "$(cat /etc/debian_version)")
 	up_to_date "$image" "$is" && { echo "$image: up to date"; return; }
 	new_root "$work/debian"
 	import "$image" "$is" "$work/debian" 'CMD ["bash"]' \
@@ -88,7 +90,7 @@ make_debian() {
 make_node() {
 	local image=$1 is node root=$work/node
 	node=$(readlink -f "$(type -P node)")
-	is=$(digest "$(node --version)")
+	is=$(digest make_node "$(node --version)")
 	up_to_date "$image" "$is" && { echo "$image: up to date"; return; }
 	new_root "$root"
 	add_program "$root" node
@@ -107,12 +109,14 @@ SCRIPT
 make_golang() {
 	local image=$1 is goroot root=$work/golang
 	goroot=$(go env GOROOT)
-	is=$(digest "$(go version)" "$(cat go.sum go.mod)")
+	is=$(digest make_golang "$(go version)" "$(cat go.sum go.mod)")
 	up_to_date "$image" "$is" && { echo "$image: up to date"; return; }
 	new_root "$root"
 	add_certificates "$root"
 	mkdir -p "$root/usr/local/go" "$root/go/pkg/mod"
-	tar -C "$goroot" --exclude=./test --exclude=./doc --exclude=./api --exclude=./misc --exclude=testdata -c . |
+	# Without its tests, and without the sources of its own programs.
+	tar -C "$goroot" --exclude=./test --exclude=./doc --exclude=./api --exclude=./misc --exclude=./src/cmd --exclude=testdata \
+		--exclude='*_test.go' -c . |
 		tar -C "$root/usr/local/go" -x
 	# The modules that go.mod names, so that `go mod download` in a build finds all
 	# of them at home.
@@ -130,12 +134,142 @@ make_golang() {
 		'ENV PATH=/go/bin:/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 }
 
-[ $# -gt 0 ] || set -- debian:bookworm-slim node:20-bookworm-slim golang:1.26-bookworm
+# apt ARGUMENT...: of a Debian with nothing installed, and with no need for root.
+lists=(-o Dir::State::status=/dev/null)
+apt() {
+	apt-get -qq -y "${lists[@]}" -o Dir::Cache="$work/apt" -o Dir::Cache::archives="$work/debs" -o Dir::Log="$work/apt" \
+		-o Debug::NoLocking=true -o APT::Sandbox::User="$(id -un)" -o APT::Install-Recommends=false "$@"
+}
+
+# Files of packages that no program of an image opens. Docker looks at every file of
+# an image for every layer on top of it, so that few files is what makes it quick.
+unneeded=(doc doc-base man info locale lintian bug perl perl5 zoneinfo/posix zoneinfo/right ri fonts bash-completion)
+
+# add_packages ROOT PACKAGE...: Debian packages and all that they depend on, unpacked.
+# Their scripts do not run.
+add_packages() {
+	local root=$1 deb file without=()
+	shift
+	rm -rf "$work/debs"
+	mkdir -p "$work/debs/partial" "$work/apt"
+	if ! apt --download-only install "$@" >"$work/apt.log" 2>&1; then
+		# Nobody ever asked for lists on this machine, or they are too old.
+		mkdir -p "$work/lists/partial"
+		lists+=(-o Dir::State::lists="$work/lists")
+		{ apt update && apt --download-only install "$@"; } >>"$work/apt.log" 2>&1 ||
+			{ echo "make-base.sh: apt-get does not find $*" >&2; tail -n 20 "$work/apt.log" >&2; exit 1; }
+	fi
+	for file in "${unneeded[@]}"; do without+=(--exclude="./usr/share/$file"); done
+	for deb in "$work"/debs/*.deb; do
+		dpkg-deb --fsys-tarfile "$deb" | tar -C "$root" --no-same-owner --keep-directory-symlink "${without[@]}" \
+			--exclude='./usr/lib/jvm/*/jmods' --exclude='./usr/lib/*/perl*' --exclude=EXTERNALLY-MANAGED --exclude=__pycache__ -x
+	done
+	add_certificates "$root"
+}
+
+# make_packaged IMAGE FUNCTION PACKAGE... -- CHANGE...: an image of packages. The
+# function sets up what their scripts would have.
+make_packaged() {
+	local image=$1 setup=$2 packages=() changes=() change signal='' is same root=$work/packaged
+	shift 2
+	while [ "$1" != -- ]; do packages+=("$1"); shift; done
+	shift
+	is=$(digest make_packaged "$(cat /etc/debian_version)" "$(declare -f add_packages "$setup")" "${unneeded[@]}" "${packages[@]}" "$@")
+	up_to_date "$image" "$is" && { echo "$image: up to date"; return; }
+	same=$(docker image ls -q --filter "label=$label=$is" | head -n 1)
+	[ -z "$same" ] || { docker tag "$same" "$image"; echo "$image: tagged"; return; }
+	new_root "$root"
+	add_packages "$root" "${packages[@]}"
+	"$setup" "$root"
+	# What `docker import` cannot say, a Dockerfile of two lines does.
+	for change in "$@"; do
+		case $change in STOPSIGNAL*) signal=$change ;; *) changes+=("$change") ;; esac
+	done
+	import "$image" "$is" "$root" 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' "${changes[@]}"
+	[ -z "$signal" ] || printf 'FROM %s\n%s\n' "$image" "$signal" | docker build -q -t "$image" - >/dev/null
+}
+
+# script PATH: a program, whose text is the input.
+script() { cat >"$1" && chmod 755 "$1"; }
+
+make_python() { make_packaged "$1" set_up_python python3 python3-pip gunicorn -- 'CMD ["python3"]'; }
+set_up_python() { ln -s python3 "$1/usr/bin/python"; }
+
+make_ruby() {
+	make_packaged "$1" set_up_ruby ruby bundler puma ruby-railties ruby-actionpack -- \
+		'ENV BUNDLE_SILENCE_ROOT_WARNING=1' 'CMD ["irb"]'
+}
+set_up_ruby() { add_program "$1" env; }
+
+make_java() { make_packaged "$1" set_up_java default-jdk-headless -- 'CMD ["jshell"]'; }
+set_up_java() {
+	local program
+	for program in "$1"/usr/lib/jvm/java-*-openjdk-*/bin/*; do
+		ln -sf "${program#"$1"}" "$1/usr/bin/"
+	done
+}
+
+make_php() {
+	make_packaged "$1" set_up_php apache2 libapache2-mod-php -- 'STOPSIGNAL SIGWINCH' 'WORKDIR /var/www/html' \
+		'CMD ["apache2-foreground"]'
+}
+set_up_php() {
+	local root=$1 module file
+	echo 'www-data:x:33:33:www-data:/var/www:/usr/sbin/nologin' >>"$root/etc/passwd"
+	echo 'www-data:x:33:' >>"$root/etc/group"
+	mkdir -p "$root"/etc/apache2/{mods,conf,sites}-enabled "$root"/var/{www/html,run/apache2,lock/apache2,log/apache2}
+	for module in mpm_prefork authz_core dir mime php; do
+		for file in "$root/etc/apache2/mods-available/$module"*.{load,conf}; do
+			case ${file##*/} in
+			"$module".* | php[0-9]*) [ ! -e "$file" ] || ln -s "../mods-available/${file##*/}" "$root/etc/apache2/mods-enabled/" ;;
+			esac
+		done
+	done
+	ln -s ../sites-available/000-default.conf "$root/etc/apache2/sites-enabled/"
+	ln -s /dev/stderr "$root/var/log/apache2/error.log"
+	ln -s /dev/stdout "$root/var/log/apache2/access.log"
+	script "$root/usr/local/bin/apache2-foreground" <<'SCRIPT'
+#!/bin/sh
+. /etc/apache2/envvars
+exec apache2 -DFOREGROUND "$@"
+SCRIPT
+}
+
+make_nginx() {
+	make_packaged "$1" set_up_nginx nginx-light gettext-base -- 'STOPSIGNAL SIGQUIT' \
+		'ENTRYPOINT ["/docker-entrypoint.sh"]' 'CMD ["nginx", "-g", "daemon off;"]'
+}
+set_up_nginx() {
+	local root=$1
+	echo 'www-data:x:33:33:www-data:/var/www:/usr/sbin/nologin' >>"$root/etc/passwd"
+	echo 'www-data:x:33:' >>"$root/etc/group"
+	rm -rf "$root"/etc/nginx/{sites-enabled,modules-enabled}/*
+	mkdir -p "$root"/usr/share/nginx/html "$root"/var/{log/nginx,lib/nginx} "$root/etc/nginx/conf.d"
+	printf 'server { listen 80; root /usr/share/nginx/html; }\n' >"$root/etc/nginx/conf.d/default.conf"
+	script "$root/docker-entrypoint.sh" <<'SCRIPT'
+#!/bin/sh
+exec "$@"
+SCRIPT
+}
+
+# Not a base of any Dockerfile: where commands that install units are tried.
+make_systemd() { make_packaged "$1" set_up_systemd systemd util-linux -- 'CMD ["bash"]'; }
+set_up_systemd() { mkdir -p "$1/etc/systemd/system"; }
+
+[ $# -gt 0 ] || set -- debian:bookworm-slim node:20-bookworm-slim golang:1.26-bookworm \
+	python:3.13-slim ruby:3.4-slim php:8.4-apache eclipse-temurin:21-jre eclipse-temurin:21-jdk nginx:1.29 \
+	wormhole/debian-systemd:latest
 for image in "$@"; do
 	case $image in
 	debian:*) make_debian "$image" ;;
 	node:*) make_node "$image" ;;
 	golang:*) make_golang "$image" ;;
+	python:*) make_python "$image" ;;
+	ruby:*) make_ruby "$image" ;;
+	php:*) make_php "$image" ;;
+	eclipse-temurin:*) make_java "$image" ;;
+	nginx:*) make_nginx "$image" ;;
+	wormhole/debian-systemd:*) make_systemd "$image" ;;
 	*) echo "make-base.sh: no recipe for $image" >&2; exit 1 ;;
 	esac
 done

@@ -38,6 +38,7 @@ var variants = map[string]string{
 hostname: $(POD_NAME).example.com
 region: fra
 replicas: 3
+cluster: {enabled: true, joinSecret: edge-join, join: "yyz.example.com:443", meshFrom: [{ipBlock: {cidr: 10.0.0.0/8}}]}
 tls: {mode: files, secret: edge-tls}
 config: {trusted_proxies: [10.0.0.0/8], backend_header: X-Backend, log_level: debug}
 sites: [{host: app.example.com, redirect_http: false}]
@@ -65,7 +66,9 @@ networkPolicy: {enabled: false}
 hostname: edge1.example.com
 tls: {mode: acme, acme: {email: ops@example.com, directory: "https://127.0.0.1:1/directory"}}
 `,
-	"no UDP": `service: {type: ClusterIP, udp: false}`,
+	"first of a cluster": clusterFirst,
+	"cluster":            clusterMore,
+	"no UDP":             `service: {type: ClusterIP, udp: false}`,
 }
 
 func TestChartPassesHelmLint(t *testing.T) {
@@ -99,6 +102,11 @@ func TestValuesThatMakeNoSenseAreRefused(t *testing.T) {
 		"not a digest":                  `image: {digest: latest}`,
 		"negative drain":                `drain: {delaySeconds: -1}`,
 		"site without a host":           `sites: [{redirect_http: true}]`,
+		"replicas without a cluster":    `replicas: 2`,
+		"replicas that cannot join":     `{replicas: 2, cluster: {enabled: true}}`,
+		"cluster without a volume":      `{cluster: {enabled: true}, persistence: {enabled: false}}`,
+		"join without a token":          `cluster: {enabled: true, join: "yyz.example.com:443"}`,
+		"join without a port":           `cluster: {enabled: true, join: yyz.example.com, joinSecret: s}`,
 	} {
 		if _, err := tryRender(t, text); err == nil {
 			t.Errorf("%s: rendered", name)

@@ -1,11 +1,9 @@
 #!/usr/bin/env bash
-# Builds everything that a release hands out, into a directory:
-#
-#   deploy/packages/build.sh VERSION OUT [linux/amd64 ...]
-#
-# the agent for each system, the edge for Linux, deb and rpm of both, a bill of
-# materials (CycloneDX) for each binary, and SHA256SUMS over all of it. The same
-# commit and version give the same binaries. `make packages` calls it.
+# Builds everything that a release hands out: the agent for each system, the edge for
+# Linux, deb and rpm of both, a bill of materials (CycloneDX) for each binary, and
+# SHA256SUMS over all of it. Arguments are the version, the directory to build into,
+# and the systems (linux/amd64 ...; default all). The same commit and version give the
+# same binaries. `make packages` calls it.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 version=$1

@@ -3,7 +3,8 @@
 // see the first word only.
 //
 //	```sh run=NAME        run in the scene NAME, after its other blocks of the file
-//	```sh skip=REASON     cannot run in a test, and why
+//	```text output=NAME   printed by the scene NAME, … standing for what differs
+//	```sh untested        only on the page that says of all its commands that none is run
 //	```dockerfile build=NAME   build with the app NAME, and ask it something
 //	```dockerfile fragment     part of a file that is printed whole elsewhere
 package printed
@@ -18,7 +19,7 @@ type Block struct {
 	File     string // the document
 	Line     int    // of the opening fence
 	Language string // sh, dockerfile, …
-	Key      string // run, skip, build, fragment; empty if nothing is said
+	Key      string // run, output, untested, build, fragment; empty if nothing is said
 	Value    string // what stands behind the =
 	Text     string
 }

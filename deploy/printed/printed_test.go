@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -42,8 +43,8 @@ func blocks(t *testing.T) (root string, out []printed.Block) {
 	return root, out
 }
 
-func TestEveryPrintedCommandIsRunOrSaysWhyNot(t *testing.T) {
-	_, all := blocks(t)
+func TestEveryPrintedCommandIsRun(t *testing.T) {
+	root, all := blocks(t)
 	counts := map[string]int{}
 	for _, b := range all {
 		counts[b.Key]++
@@ -57,10 +58,14 @@ func TestEveryPrintedCommandIsRunOrSaysWhyNot(t *testing.T) {
 			if !whole {
 				t.Errorf("%s: no Dockerfile that is built has this in it:\n%s", b, b.Text)
 			}
-		case b.Language == "sh" && b.Key == "skip" && b.Value != "":
-			t.Logf("%s: not run: %s", b, b.Value)
+		case b.Language == "sh" && b.Key == "untested" && b.File == "docs/kubernetes.md":
+			text, err := os.ReadFile(filepath.Join(root, b.File))
+			if err != nil || !strings.Contains(string(text), "**No test runs the commands on this page**") {
+				t.Errorf("%s: the page does not say that it is untested: %v", b, err)
+			}
+		case b.Language == "text" && b.Key == "output" && b.Value != "":
 		case b.Language == "sh" || b.Language == "dockerfile":
-			t.Errorf("%s: say run=, build= or skip= behind the language", b)
+			t.Errorf("%s: say run= or build= behind the language", b)
 		}
 	}
 	if counts["run"] == 0 || counts["build"] == 0 {
@@ -97,10 +102,15 @@ trap 'kill $(jobs -p) 2>/dev/null || :' EXIT
 # await COMMAND...: until it succeeds
 await() { for _ in $(seq 300); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; echo "in vain: $*" >&2; return 1; }
 answers() { curl -fsS --cacert ca.pem https://app.example.com/ | grep -q 'You have reached'; }
+# A mail server on port 25, which keeps what it gets.
+printf '#!/bin/sh\ncat >delivered.part && mv delivered.part delivered\n' >deliver && chmod 755 deliver
+msmtpd --interface=127.0.0.1 --port=25 --command="$PWD/deliver" &
+printf 'Subject: reached\r\n\r\nYou have reached mail\r\n' >letter
+delivers() { curl -fsS smtp://edge1.example.com:2525 --mail-from a@example.com --mail-rcpt b@example.com -T letter && grep 'You have reached mail' delivered; }
 `)
 	// What stays in the foreground for a person is put into the background here; its
 	// text is not changed.
-	ready := map[string]string{"edge serve": "edge status", "wormhole node": "answers"}
+	ready := map[string]string{"edge serve": "edge status", "wormhole node": "answers", "--endpoint 127.0.0.1:25": "delivers"}
 	ran := 0
 	for _, b := range all {
 		if b.Key != "run" || b.Value != "server" {
@@ -160,9 +170,129 @@ answers() { ca=$(grep -o 'WORMHOLE_CA_FILE=[^ ]*' said | head -1 | cut -d= -f2);
 cat line; test -s line
 bash line &
 await answers
+ca=$(grep -o 'WORMHOLE_CA_FILE=[^ ]*/ca.pem' said | head -1 | cut -d= -f2)
+` + strings.Replace(commandInProse(t, "curl --cacert …/ca.pem https://app.localhost:8443/"), "…", "${ca%/ca.pem}", 1) + ` | grep 'You have reached'
 echo 'all of it ran'
 `
 	play(t, dir, script, "-rmn", "--pid", "--fork", "--kill-child")
+	real, err := os.ReadFile(filepath.Join(dir, "line"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range all {
+		if b.Key != "output" || b.Value != "dev" {
+			continue
+		}
+		shape := strings.ReplaceAll(regexp.QuoteMeta(strings.TrimSpace(b.Text)), "…", `\S*`)
+		if !regexp.MustCompile("^" + shape + "$").MatchString(strings.TrimSpace(string(real))) {
+			t.Errorf("%s: printed is\n%sand edge dev prints\n%s", b, b.Text, real)
+		}
+	}
+}
+
+// prose says of every command in the sentences of README.md which test types it.
+var prose = map[string]string{
+	"make demo ARGS=--stay": "TestDemoStaysAsPrinted",
+	"edge dev":              "TestDevelopmentCommandsWorkAsPrinted",
+	"curl --cacert …/ca.pem https://app.localhost:8443/": "TestDevelopmentCommandsWorkAsPrinted",
+	"edge status":                     "TestPublicEdgeCommandsWorkAsPrinted",
+	"edge cert retry app.example.com": "TestPublicEdgeCommandsWorkAsPrinted",
+	"edge usage":                      "TestServerCommandsWorkAsPrinted",
+	"edge drain":                      "TestPublicEdgeCommandsWorkAsPrinted",
+	"wormhole --help":                 "TestPublicEdgeCommandsWorkAsPrinted",
+	"wormhole --show-config":          "TestPublicEdgeCommandsWorkAsPrinted",
+	"edge token revoke":               "", // these want arguments: they are names
+	"edge cluster promote":            "",
+	"edge cluster replace":            "",
+	"docker stop":                     "",
+}
+
+// inProse is the line of README.md on which the command stands in a sentence.
+func inProse(t *testing.T, command string) int {
+	t.Helper()
+	for i, line := range readmeProse(t) {
+		if strings.Contains(line, "`"+command+"`") {
+			return i + 1
+		}
+	}
+	t.Fatalf("README.md does not print %q", command)
+	return 0
+}
+
+// commandInProse is the command, which stands in a sentence of README.md.
+func commandInProse(t *testing.T, command string) string {
+	t.Helper()
+	inProse(t, command)
+	return command
+}
+
+// readmeProse are the lines of README.md, those of blocks empty.
+func readmeProse(t *testing.T) []string {
+	t.Helper()
+	root, all := blocks(t)
+	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(text), "\n")
+	for _, b := range all {
+		if b.File == "README.md" {
+			clear(lines[b.Line-1 : b.Line+1+strings.Count(b.Text, "\n")])
+		}
+	}
+	return lines
+}
+
+func TestEveryCommandInProseIsRun(t *testing.T) {
+	found := map[string]bool{}
+	for i, line := range readmeProse(t) {
+		for _, m := range regexp.MustCompile("`((?:edge|wormhole|make|curl|docker|go|sudo) [^`]+)`").FindAllStringSubmatch(line, -1) {
+			found[m[1]] = true
+			if _, ok := prose[m[1]]; !ok {
+				t.Errorf("README.md:%d: what types %q?", i+1, m[1])
+			}
+		}
+	}
+	for command := range prose {
+		if !found[command] {
+			t.Errorf("README.md does not print %q", command)
+		}
+	}
+}
+
+// TestDemoStaysAsPrinted types `make demo ARGS=--stay`, asks one of the URLs that it
+// prints, and ends it as a person does.
+func TestDemoStaysAsPrinted(t *testing.T) {
+	root, _ := blocks(t)
+	const command = "make demo ARGS=--stay"
+	inProse(t, command)
+	play(t, checkout(t, root), `set -euo pipefail
+ip link set lo up
+`+command+` >said 2>&1 &
+for _ in $(seq 900); do grep -q '^ *curl ' said && break; sleep 0.1; done
+cat said
+eval "$(grep -m1 '^ *curl ' said)" | grep 'You have reached'
+kill -INT $(pgrep -x demo)
+wait %1
+echo 'all of it ran'
+`, "-rmn", "--pid", "--fork", "--kill-child", "--mount-proc")
+}
+
+// TestCIRunsWhatIsPrinted is the scene "ci": words that continuous integration types,
+// since no test can run the whole suite that it belongs to.
+func TestCIRunsWhatIsPrinted(t *testing.T) {
+	root, _ := blocks(t)
+	text, err := os.ReadFile(filepath.Join(root, ".ci/run"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range linesOf(t, "ci") {
+		command, _, _ := strings.Cut(l.line, "#")
+		step := regexp.MustCompile(`(?m)^step \S+ \d+ ` + regexp.QuoteMeta(strings.TrimSpace(command)) + "$")
+		if !step.Match(text) {
+			t.Errorf("%s: no step of .ci/run types %q", l, command)
+		}
+	}
 }
 
 // TestBuildCommandsWorkAsPrinted is the scene "build": a checkout on a machine on

@@ -15,7 +15,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -84,9 +83,11 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	}
 	s.say("\neach edge prefers the app beside it:")
 	for _, r := range s.regions {
-		t := tally{}
+		t := rig.Tally{}
 		for range 10 {
-			t.count(r.ask(ctx))
+			began := time.Now()
+			who, err := r.ask(ctx)
+			t.Count(began, who, err)
 		}
 		s.say("  at %-10s %s", r.name, t.String())
 	}
@@ -183,7 +184,7 @@ func (s *stage) killOne(ctx context.Context) error {
 	victim, living := s.regions[1], []*region{s.regions[0], s.regions[2]}
 	s.say("\nthe edge of %s is killed (SIGKILL) while %d clients ask at the others:", victim.name, askers*len(living))
 	loading, endLoad := context.WithCancel(ctx)
-	totals := make([]tally, len(living))
+	totals := make([]rig.Tally, len(living))
 	var clients sync.WaitGroup
 	var mu sync.Mutex // guards totals
 	for i, r := range living {
@@ -193,15 +194,14 @@ func (s *stage) killOne(ctx context.Context) error {
 					began := time.Now()
 					who, err := r.ask(ctx)
 					mu.Lock()
-					totals[i].count(who, err)
-					totals[i].slowest = max(totals[i].slowest, time.Since(began))
+					totals[i].Count(began, who, err)
 					mu.Unlock()
 				}
 			})
 		}
 	}
 	err := func() error {
-		if err := wait(ctx, time.Second); err != nil {
+		if err := rig.Wait(ctx, time.Second); err != nil {
 			return err
 		}
 		killed := time.Now()
@@ -213,16 +213,16 @@ func (s *stage) killOne(ctx context.Context) error {
 			return err
 		}
 		s.say("  %s, whose edge is gone, is reached through another edge %.2f s later", victim.app, back.Seconds())
-		return wait(ctx, time.Second)
+		return rig.Wait(ctx, time.Second)
 	}()
 	endLoad()
 	clients.Wait()
 	failed := 0
 	for i, r := range living {
-		s.say("  at %-10s %s; slowest %d ms", r.name, totals[i].String(), totals[i].slowest.Milliseconds())
-		failed += len(totals[i].failures)
-		if len(totals[i].failures) > 0 {
-			s.say("    the first failure: %v", totals[i].failures[0])
+		s.say("  at %-10s %s; slowest %d ms", r.name, totals[i].String(), totals[i].Slowest.Milliseconds())
+		failed += len(totals[i].Failures)
+		if err := totals[i].Verdict(); err != nil {
+			s.say("    %v", err)
 		}
 	}
 	if err != nil {
@@ -253,7 +253,7 @@ func (s *stage) awaitMoved(ctx context.Context, victim *region, since time.Time)
 				return time.Since(since), nil
 			}
 		}
-		if err := wait(ctx, 20*time.Millisecond); err != nil {
+		if err := rig.Wait(ctx, 20*time.Millisecond); err != nil {
 			return 0, fmt.Errorf("the agent of %s did not find another edge: %w", victim.name, err)
 		}
 	}
@@ -316,42 +316,3 @@ func (s *stage) clear() error {
 }
 
 func (s *stage) say(format string, args ...any) { fmt.Fprintf(s.out, format+"\n", args...) }
-
-func wait(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// tally counts who answered; its zero value is ready to use.
-type tally struct {
-	answers  map[string]int
-	failures []error
-	slowest  time.Duration
-}
-
-func (t *tally) count(who string, err error) {
-	if err != nil {
-		t.failures = append(t.failures, err)
-		return
-	}
-	if t.answers == nil {
-		t.answers = map[string]int{}
-	}
-	t.answers[who]++
-}
-
-// String is such as "20 requests, 0 failed: toronto-app 20".
-func (t *tally) String() string {
-	total := len(t.failures)
-	var parts []string
-	for who, n := range t.answers {
-		total += n
-		parts = append(parts, fmt.Sprintf("%s %d", who, n))
-	}
-	slices.Sort(parts)
-	return fmt.Sprintf("%d requests, %d failed: %s", total, len(t.failures), strings.Join(parts, ", "))
-}

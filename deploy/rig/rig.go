@@ -4,7 +4,6 @@
 package rig
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -17,7 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"slices"
 	"time"
 )
 
@@ -88,21 +87,34 @@ type Edge struct {
 	DataDir string
 
 	bin     Binaries
+	place   Place
 	process *Process
 	roots   *x509.CertPool
 	logFile string
 }
 
 // StartEdge starts `edge dev` on free loopback ports with its state, logs and
-// access log below dir, and returns when it is ready. args are further flags.
+// access log below dir, and returns when it is ready; it waits until ctx's deadline,
+// without one for 30 s. args are further flags.
 func StartEdge(ctx context.Context, bin Binaries, dir string, args ...string) (*Edge, error) {
-	ports, err := freePorts(3)
+	return Place{}.StartEdge(ctx, bin, dir, args...)
+}
+
+// StartEdge is StartEdge in this place: the public door listens on the place's
+// address, everything else on its loopback.
+func (p Place) StartEdge(ctx context.Context, bin Binaries, dir string, args ...string) (*Edge, error) {
+	door, err := p.freePorts(p.ip(), 1)
 	if err != nil {
 		return nil, err
 	}
+	ports, err := p.freePorts("127.0.0.1", 3) // the first may be the door's
+	if err != nil {
+		return nil, err
+	}
+	ports = slices.DeleteFunc(ports, func(addr string) bool { return addr == door[0] })
 	e := &Edge{
-		Addr: ports[0], Admin: ports[1], DataDir: filepath.Join(dir, "edge-data"),
-		bin: bin, logFile: filepath.Join(dir, "edge.log"),
+		Addr: door[0], Admin: ports[0], DataDir: filepath.Join(dir, "edge-data"),
+		bin: bin, place: p, logFile: filepath.Join(dir, "edge.log"),
 	}
 	if err := os.MkdirAll(e.DataDir, 0o700); err != nil {
 		return nil, err
@@ -113,10 +125,10 @@ func StartEdge(ctx context.Context, bin Binaries, dir string, args ...string) (*
 	}
 	defer log.Close() // the program has its own descriptor
 	command := exec.Command(bin.Edge, append([]string{
-		"dev", "--data-dir", e.DataDir, "--https", e.Addr, "--admin", e.Admin, "--http", ports[2],
+		"dev", "--data-dir", e.DataDir, "--https", e.Addr, "--admin", e.Admin, "--http", ports[1],
 		"--access-log", filepath.Join(dir, "edge-access.log"),
 	}, args...)...)
-	if e.process, err = Start("edge", command, log); err != nil {
+	if e.process, err = p.Start("edge", command, log); err != nil {
 		return nil, err
 	}
 	if err := e.awaitReady(ctx); err != nil {
@@ -127,10 +139,13 @@ func StartEdge(ctx context.Context, bin Binaries, dir string, args ...string) (*
 }
 
 func (e *Edge) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
+	if _, bounded := ctx.Deadline(); !bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+	}
 	err := poll(ctx, e.process, func() error {
-		if err := answersOK(ctx, "http://"+e.Admin+"/readyz"); err != nil {
+		if err := e.place.answersOK(ctx, "http://"+e.Admin+"/readyz"); err != nil {
 			return err
 		}
 		var err error
@@ -141,22 +156,6 @@ func (e *Edge) awaitReady(ctx context.Context) error {
 		return fmt.Errorf("edge is not ready: %w", err)
 	}
 	return nil
-}
-
-// Token issues a token for the hosts through the edge's own command.
-func (e *Edge) Token(ctx context.Context, hosts ...string) (string, error) {
-	args := []string{"token", "issue", "--data-dir", e.DataDir}
-	for _, host := range hosts {
-		args = append(args, "--host", host)
-	}
-	issue := exec.CommandContext(ctx, e.bin.Edge, args...)
-	var stderr bytes.Buffer
-	issue.Stderr = &stderr
-	token, err := issue.Output()
-	if err != nil {
-		return "", fmt.Errorf("issue a token: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
-	}
-	return strings.TrimSpace(string(token)), nil
 }
 
 // AgentEnvironment is what an agent needs to know to serve host over this edge.
@@ -170,6 +169,12 @@ func (e *Edge) AgentEnvironment(token, host string) []string {
 // sidecar mode) and the environment of AgentEnvironment plus env. Its log, and
 // the app's, go to logFile.
 func (e *Edge) StartAgent(name, token, host, logFile string, env []string, args ...string) (*Process, error) {
+	return e.StartAgentIn(Place{}, name, token, host, logFile, env, args...)
+}
+
+// StartAgentIn is StartAgent in another place, whose "localhost" must lead to the
+// edge.
+func (e *Edge) StartAgentIn(place Place, name, token, host, logFile string, env []string, args ...string) (*Process, error) {
 	log, err := os.Create(logFile)
 	if err != nil {
 		return nil, err
@@ -177,17 +182,18 @@ func (e *Edge) StartAgent(name, token, host, logFile string, env []string, args 
 	defer log.Close()
 	command := exec.Command(e.bin.Agent, args...)
 	command.Env = append(append(os.Environ(), e.AgentEnvironment(token, host)...), env...)
-	return Start(name, command, log)
+	return place.Start(name, command, log)
 }
 
 // Transport verifies the edge's certificate and dials the edge whatever the
 // host's name resolves to. The caller may change it before use.
 func (e *Edge) Transport() *http.Transport {
-	dialer := &net.Dialer{Timeout: 5 * time.Second}
 	return &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: e.roots, MinVersion: tls.VersionTLS13},
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, network, e.Addr)
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			return e.place.DialContext(ctx, network, e.Addr)
 		},
 		ForceAttemptHTTP2: true,
 	}
@@ -229,36 +235,7 @@ func AwaitAnswer(ctx context.Context, client *http.Client, url string, process *
 }
 
 // FreePort is a loopback address that nobody listened on a moment ago.
-func FreePort() (string, error) {
-	ports, err := freePorts(1)
-	if err != nil {
-		return "", err
-	}
-	return ports[0], nil
-}
-
-// freePorts holds all of them before it lets any go, so that they differ. Each is
-// free for TCP and for UDP.
-func freePorts(n int) ([]string, error) {
-	var addrs []string
-	for attempt := 0; len(addrs) < n && attempt < 10*n; attempt++ {
-		tcp, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer tcp.Close()
-		udp, err := net.ListenPacket("udp", tcp.Addr().String())
-		if err != nil {
-			continue
-		}
-		defer udp.Close()
-		addrs = append(addrs, tcp.Addr().String())
-	}
-	if len(addrs) < n {
-		return nil, errors.New("no free ports on loopback")
-	}
-	return addrs, nil
-}
+func FreePort() (string, error) { return Place{}.FreePort() }
 
 // poll tries until try succeeds, ctx ends or process does.
 func poll(ctx context.Context, process *Process, try func() error) error {
@@ -279,12 +256,12 @@ func poll(ctx context.Context, process *Process, try func() error) error {
 	}
 }
 
-func answersOK(ctx context.Context, url string) error {
+func (p Place) answersOK(ctx context.Context, url string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Second}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: p.DialContext}, Timeout: 2 * time.Second}
 	response, err := client.Do(request)
 	if err != nil {
 		return err

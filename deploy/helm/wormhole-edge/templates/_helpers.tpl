@@ -33,6 +33,38 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/* domain is what the replicas' names end in, inside the Kubernetes cluster. */}}
+{{- define "edge.domain" -}}
+{{ include "edge.name" . }}-nodes.{{ .Release.Namespace }}.svc
+{{- end -}}
+
+{{/* cluster is what makes a replica one of several edges: variables, because of
+$(POD_NAME). The first replica names itself as the one to join at, which a member
+ignores, and which keeps it from making a second network if its volume is lost. */}}
+{{- define "edge.cluster" -}}
+{{- if and (gt (int .Values.replicas) 1) (not .Values.cluster.enabled) -}}
+{{- fail "replicas: more than one needs cluster.enabled" -}}
+{{- end -}}
+{{- with .Values.cluster -}}
+{{- if and (gt (int $.Values.replicas) 1) (not .joinSecret) -}}
+{{- fail "replicas: start with one, then set cluster.joinSecret: see values.yaml" -}}
+{{- end -}}
+{{- if .enabled -}}
+{{- if not $.Values.persistence.enabled -}}
+{{- fail "cluster.enabled: an edge is a member by what is on its volume: set persistence.enabled" -}}
+{{- end -}}
+{{- $own := printf "$(POD_NAME).%s" (include "edge.domain" $) -}}
+{{- if contains "$(POD_NAME)" $.Values.hostname }}{{ $own = $.Values.hostname }}{{ end -}}
+- {name: EDGE_CLUSTER_LISTEN, value: ":7443"}
+- {name: EDGE_ADVERTISE, value: {{ default $own .advertise | quote }}}
+{{- if .joinSecret }}
+- {name: EDGE_JOIN, value: {{ default (printf "%s-0.%s:443" (include "edge.name" $) (include "edge.domain" $)) .join | quote }}}
+- {name: EDGE_JOIN_TOKEN_FILE, value: /etc/wormhole-join/token}
+{{- end }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* config is the edge's configuration file: what the chart decides and what the
 operator says. The hostname is a variable because of $(POD_NAME). */}}
 {{- define "edge.config" -}}
