@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -88,7 +89,7 @@ func (c *Cluster) Replace(ctx context.Context, lostName, newName string) (*Repla
 		return nil, err
 	}
 	// From here on it is so, whatever happens to this process.
-	revision, err := c.store.Update(ctx, bucketCluster, keyPlacement, text, e.Revision)
+	revision, err := c.decide(ctx, text, e.Revision)
 	if errors.Is(err, store.ErrConflict) {
 		return nil, errors.New("somebody else has just changed where the store is: look at edge cluster list, and ask again")
 	} else if err != nil {
@@ -118,6 +119,29 @@ func (c *Cluster) Replace(ctx context.Context, lostName, newName string) (*Repla
 		case <-ctx.Done():
 			return nil, fmt.Errorf("the edge %s holds the store in place of %s from now on, but has not everything yet; it goes on by itself, edge cluster list shows it: %w",
 				come, lost, errors.Join(ctx.Err(), last))
+		}
+	}
+}
+
+// decide writes where the store is from now on, over the entry of a revision. Those who
+// hold it act on it at once, and the answer may be lost with the connection of who
+// asked: then it looks at what became of it.
+func (c *Cluster) decide(ctx context.Context, text []byte, revision uint64) (uint64, error) {
+	for tick := time.NewTicker(200 * time.Millisecond); ; {
+		decided, err := c.store.Update(ctx, bucketCluster, keyPlacement, text, revision)
+		if errors.Is(err, store.ErrConflict) {
+			e, failed := c.store.Get(ctx, bucketCluster, keyPlacement)
+			if failed == nil && bytes.Equal(e.Value, text) {
+				return e.Revision, nil
+			}
+		}
+		if !errors.Is(err, store.ErrUnavailable) {
+			return decided, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, errors.Join(err, ctx.Err())
 		}
 	}
 }

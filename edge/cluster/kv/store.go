@@ -5,13 +5,17 @@
 // # Guarantees
 //
 // A write that returned nil is on the disk of the edge that hosts the store, or of
-// two of the three that do. When the store cannot be reached, writes fail with
-// store.ErrUnavailable and reads answer from what this edge knew last, also after a
-// restart: the mirror. Entries that vanish by the thousand in one step are kept and
-// an alarm is raised, since that is how a store that was lost looks.
+// two of the three that do. When the store cannot be reached for a second, writes fail
+// with store.ErrUnavailable. A write whose connection is lost is asked for once more
+// on the next one; if that is refused and the entry is not what was to be written,
+// whether it happened is unknown, which ErrUnavailable says. Meanwhile reads answer
+// from what this edge knew last, also after a restart: the mirror. Entries that vanish
+// by the thousand in one step are kept and an alarm is raised, since that is how a
+// store that was lost looks.
 package kv
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +45,9 @@ type Config struct {
 	Mirror string
 	// Timeout bounds one read or write; default 3 s.
 	Timeout time.Duration
+	// Connecting is how long a write waits for a store that is not connected; default
+	// 1 s.
+	Connecting time.Duration
 	// Pushed is called with every entry that this process wrote, for those who
 	// want to tell others faster than their watch does. May be nil.
 	Pushed func(bucket string, e store.Entry)
@@ -61,6 +68,7 @@ type Store struct {
 	mu      sync.Mutex // guards below
 	closed  bool
 	kv      jetstream.KeyValue // nil while not connected
+	came    chan struct{}      // closed while connected
 	live    context.Context    // of what is asked of kv
 	unlive  context.CancelFunc // ends it, when the connection goes
 	buckets map[string]*bucket
@@ -84,10 +92,13 @@ func Open(cfg Config, logger *slog.Logger) (*Store, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 3 * time.Second
 	}
+	if cfg.Connecting <= 0 {
+		cfg.Connecting = time.Second
+	}
 	s := &Store{
 		cfg: cfg, logger: logger, linked: make(chan bool, 1), done: make(chan struct{}),
 		buckets: map[string]*bucket{}, since: time.Now(), fresh: make(chan struct{}),
-		fault: store.ErrUnavailable,
+		fault: store.ErrUnavailable, came: make(chan struct{}),
 	}
 	var err error
 	if s.mirror, err = openMirror(cfg.Mirror, logger); err != nil {
@@ -238,6 +249,7 @@ func (s *Store) follow(ctx context.Context, up *bool) error {
 	s.mu.Lock()
 	if s.kv == nil {
 		s.live, s.unlive = context.WithCancel(context.Background())
+		close(s.came)
 	}
 	s.kv = bound
 	s.mu.Unlock()
@@ -423,6 +435,7 @@ func (s *Store) setFault(err error) {
 	broken := errors.Is(err, store.ErrCorrupt) && !errors.Is(s.fault, store.ErrCorrupt)
 	if s.kv != nil {
 		s.unlive() // nobody answers what was asked
+		s.came = make(chan struct{})
 	}
 	s.synced, s.kv, s.fault = false, nil, err
 	if broken {
@@ -539,6 +552,28 @@ func (s *Store) remote() (jetstream.KeyValue, context.Context, error) {
 	return s.kv, s.live, nil
 }
 
+// awaited is remote, with some patience for a store that is between two connections:
+// its edge starts again, another one leads, or it moves.
+func (s *Store) awaited(ctx context.Context) (jetstream.KeyValue, context.Context, error) {
+	for end := time.After(s.cfg.Connecting); ; {
+		s.mu.Lock()
+		came, hopeless := s.came, s.closed || errors.Is(s.fault, store.ErrCorrupt)
+		s.mu.Unlock()
+		remote, live, err := s.remote()
+		if err == nil || hopeless {
+			return remote, live, err
+		}
+		select {
+		case <-came:
+		case <-s.done:
+		case <-end:
+			return nil, nil, err
+		case <-ctx.Done():
+			return nil, nil, fmt.Errorf("%w: %w", err, ctx.Err())
+		}
+	}
+}
+
 // bounded is ctx for one read or write on a connection.
 func (s *Store) bounded(ctx, live context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
@@ -644,19 +679,21 @@ func (s *Store) write(ctx context.Context, name, key string, value []byte,
 	if err := ctx.Err(); err != nil {
 		return fail(err)
 	}
-	remote, live, err := s.remote()
+	revision, err := s.try(ctx, name, key, do)
+	if errors.Is(err, errCut) && ctx.Err() == nil { // it may have been taken, or not
+		var again error
+		revision, again = s.try(ctx, name, key, do)
+		switch {
+		case again == nil:
+			err = nil
+		case refused(again) && ctx.Err() == nil: // by what the first try wrote?
+			if e, known := s.current(ctx, name, key); known && bytes.Equal(e.Value(), value) {
+				revision, err = e.Revision(), nil
+			}
+		}
+	}
 	if err != nil {
 		return fail(err)
-	}
-	bounded, cancel := s.bounded(ctx, live)
-	defer cancel()
-	revision, err := do(bounded, remote, name+"."+key)
-	switch {
-	case err == nil:
-	case errors.Is(err, store.ErrExists), errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrNotFound):
-		return fail(err)
-	default:
-		return fail(fmt.Errorf("%w: %w", store.ErrUnavailable, err))
 	}
 	e := store.Entry{Key: key, Value: slices.Clone(value), Revision: revision}
 	s.learn(name, e)
@@ -666,13 +703,65 @@ func (s *Store) write(ctx context.Context, name, key string, value []byte,
 	return revision, nil
 }
 
+// errCut says that the connection went while the store was asked.
+var errCut = errors.New("the connection to it was lost")
+
+// try asks for one write, once.
+func (s *Store) try(ctx context.Context, name, key string,
+	do func(context.Context, jetstream.KeyValue, string) (uint64, error),
+) (uint64, error) {
+	remote, live, err := s.awaited(ctx)
+	if err != nil {
+		return 0, err
+	}
+	bounded, cancel := s.bounded(ctx, live)
+	defer cancel()
+	revision, err := do(bounded, remote, name+"."+key)
+	switch {
+	case err == nil, refused(err):
+		return revision, err
+	case s.cut(live):
+		return 0, fmt.Errorf("%w: %w: %w", store.ErrUnavailable, errCut, err)
+	}
+	return 0, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+}
+
+// cut reports whether the connection that live is of is gone. The client notices that
+// before Run does.
+func (s *Store) cut(live context.Context) bool {
+	if live.Err() == nil && !s.conn.IsConnected() {
+		select {
+		case <-live.Done():
+		case <-time.After(s.cfg.Connecting):
+		}
+	}
+	return live.Err() != nil
+}
+
+// refused reports whether the store answered that a write was not taken.
+func refused(err error) bool {
+	return errors.Is(err, store.ErrExists) || errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound)
+}
+
+// current is what the store itself has now.
+func (s *Store) current(ctx context.Context, name, key string) (e jetstream.KeyValueEntry, known bool) {
+	remote, live, err := s.remote()
+	if err != nil {
+		return nil, false
+	}
+	ctx, cancel := s.bounded(ctx, live)
+	defer cancel()
+	e, err = remote.Get(ctx, name+"."+key)
+	return e, err == nil
+}
+
 // Delete implements store.Store.
 func (s *Store) Delete(ctx context.Context, name, key string) error {
 	fail := func(err error) error { return fmt.Errorf("delete %s/%s: %w", name, key, err) }
 	if err := store.CheckKey(name, key); err != nil {
 		return fail(err)
 	}
-	remote, live, err := s.remote()
+	remote, live, err := s.awaited(ctx)
 	if err != nil {
 		return fail(err)
 	}
