@@ -46,7 +46,10 @@ const (
 	lastRetry    = 2 * time.Second
 	beatInterval = 500 * time.Millisecond
 	suspectAfter = 1500 * time.Millisecond
-	deadAfter    = 4 * time.Second
+	// deadAfter is how long a session may be silent; a beat later what is caught in it
+	// is freed. If that is for an app that no other edge reaches, the proxy has it wait
+	// for a second more, and all of it must stay below 5 s.
+	deadAfter = 3250 * time.Millisecond
 )
 
 var errNoSession = errors.New("no session with the edge that has this site")
