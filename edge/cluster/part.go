@@ -151,7 +151,7 @@ func (c *Cluster) openPart(p plan) (_ *part, err error) {
 		s.wg.Go(func() { c.forwardRoutes(ctx, s, l, i) })
 	}
 	s.wg.Go(func() { s.server.Tend(ctx) })
-	s.wg.Go(func() { c.settle(ctx, s) })
+	s.wg.Go(func() { c.settle(ctx) })
 	return s, nil
 }
 

@@ -77,8 +77,8 @@ func (c *Cluster) Promote(ctx context.Context, names []string) (*Promotion, erro
 	defer leave()
 	done, err := c.promote(ctx, nodes)
 	if err != nil {
-		if context.Cause(ctx) != ctx.Err() {
-			err = context.Cause(ctx)
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, ctx.Err()) {
+			err = cause
 		}
 		c.logger.Error("the store was not moved and goes on here", "err", err)
 		return nil, fmt.Errorf("the store was not moved and goes on where it was: %w", err)

@@ -309,8 +309,8 @@ func (c *Cluster) attend(ctx context.Context, nodes []string) (context.Context, 
 // settleInterval is the time between two looks at who holds the store.
 const settleInterval = 2 * time.Second
 
-// settle has the servers of the store be those of the placement, until s is closed.
-func (c *Cluster) settle(ctx context.Context, s *part) {
+// settle has the servers of the store be those of the placement, until ctx ends.
+func (c *Cluster) settle(ctx context.Context) {
 	tick := time.NewTicker(settleInterval)
 	defer tick.Stop()
 	for {

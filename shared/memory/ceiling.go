@@ -148,7 +148,7 @@ func (c *Ceiling) Full() bool {
 // fullAt is Full, now being the time since the epoch. What was seen last is looked at
 // again before it is held against anybody.
 func (c *Ceiling) fullAt(now int64) bool {
-	return c.over.Load() || !c.room(now) && !(c.refresh(now) && c.room(now))
+	return c.over.Load() || !c.room(now) && (!c.refresh(now) || !c.room(now))
 }
 
 // Work is a piece of work that Begin let in.

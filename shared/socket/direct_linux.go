@@ -118,7 +118,8 @@ func (c *conn) wrap(op string, err error) error {
 	if errors.As(err, &waiting) {
 		err = waiting.Err
 	}
-	if errno, ok := err.(syscall.Errno); ok {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
 		err = os.NewSyscallError(op, errno)
 	}
 	return &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}

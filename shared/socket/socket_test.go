@@ -63,7 +63,7 @@ func TestBytesArriveWholeBothWays(t *testing.T) {
 				if n += k; n%7 == 0 {
 					runtime.Gosched()
 				}
-				if err == io.EOF {
+				if errors.Is(err, io.EOF) {
 					break
 				}
 				if err != nil {
@@ -135,7 +135,7 @@ func TestErrorsAreThoseOfNet(t *testing.T) {
 			if _, err := a.Write(buf); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("write to a connection that was closed: %v", err)
 			}
-			if n, err := b.Read(buf); n != 0 || err != io.EOF {
+			if n, err := b.Read(buf); n != 0 || !errors.Is(err, io.EOF) {
 				t.Errorf("read at the end: %d, %v", n, err)
 			}
 			if n, err := b.Read(nil); n != 0 || err != nil {
