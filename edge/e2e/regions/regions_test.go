@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -245,13 +244,17 @@ func TestAnEdgeThatLeftIsRefused(t *testing.T) {
 // B1: an edge is killed. Its peers stop choosing it at once, and its agents are
 // back elsewhere within three seconds.
 func TestB1AnEdgeIsKilled(t *testing.T) {
+	agents, before, after := 20, 500*time.Millisecond, time.Second
+	if oracle.Long() {
+		agents, before, after = 100, 5*time.Second, 20*time.Second
+	}
 	edges := binaries.StartCluster(t, 3)
 	ca := edges[0].Status.CA
 	app := edgetest.App(t, edgetest.Named("app"))
 	token := issue(t, edges[0], "app.localhost", "only.localhost")
 	work(t, ca, issue(t, edges[0], "app.localhost"), "stays", app, 1, edges[0].Door).awaitTunnels(t, 1)
 	var displaced []*worker
-	for i := range 20 {
+	for i := range agents {
 		w := work(t, ca, token, fmt.Sprintf("moves%d", i), app, 1, edges[1].Door)
 		displaced = append(displaced, w)
 		w.awaitTunnels(t, 1)
@@ -265,7 +268,7 @@ func TestB1AnEdgeIsKilled(t *testing.T) {
 			edgetest.StartProbe(c, "https://only.localhost/", 20*time.Millisecond))
 	}
 	began := time.Now()
-	time.Sleep(500 * time.Millisecond) // requests before the kill
+	time.Sleep(before)
 	killed := time.Since(began)
 	edges[1].Signal(syscall.SIGKILL)
 	at := time.Now()
@@ -286,24 +289,24 @@ func TestB1AnEdgeIsKilled(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	time.Sleep(time.Second)
+	time.Sleep(after)
+	asked, failed, most, late, p99 := 0, 0, 0, 0, time.Duration(0)
 	for i, p := range probes {
 		answers := p.Stop()
-		late := answers.Since(killed + time.Second)
-		t.Logf("probe %d: %d of %d failed, %d of them later than a second after the kill; p99 %s", i, answers.Failed(), len(answers), late.Failed(), answers.P99())
-		if late.Failed() > 0 {
-			t.Errorf("probe %d: failed later than a second after the kill:%s", i, late.Faults())
-		}
-		if n := answers.Failed(); n > 5 {
-			t.Errorf("probe %d: %d failed:%s", i, n, answers.Faults())
-		}
+		later := answers.Since(killed + time.Second)
+		t.Logf("probe %d: %d of %d failed, %d of them later than a second after the kill; p99 %s:%s%s",
+			i, answers.Failed(), len(answers), later.Failed(), answers.P99(), answers.Faults(), later.Faults())
+		asked, failed, late = asked+len(answers), failed+answers.Failed(), late+later.Failed()
+		most, p99 = max(most, answers.Failed()), max(p99, answers.P99())
 	}
-	slices.Sort(back)
-	p99 := edgetest.Quantile(back, 0.99)
-	t.Logf("%d agents back: p50 %s, p99 %s", len(back), edgetest.Quantile(back, 0.5), p99)
-	if p99 > 3*time.Second {
-		t.Errorf("agents are back after %s at p99, want 3 s", p99)
-	}
+	half, all := edgetest.Quantile(back, 0.5), edgetest.Quantile(back, 0.99)
+	oracle.Row{
+		ID: "B1", Done: fmt.Sprintf("kill -9 of one edge of three with %d agents, 500/s at the two others for %s before and %s after its agents were back", agents, before, after),
+		Figure: fmt.Sprintf("%d of %d requests failed, at most %d of a client's, %d later than 1 s after the kill, p99 %s; agents back p50 %s, p99 %s",
+			failed, asked, most, late, p99.Round(time.Millisecond), half.Round(time.Millisecond), all.Round(time.Millisecond)),
+		Limit: "only what was inside fails (5 of a client's at most), 0 later than 1 s, p99 3 s",
+		OK:    len(back) == agents && most <= 5 && late == 0 && all <= 3*time.Second,
+	}.Verdict(t)
 }
 
 // A1 in a cluster: edges are stopped and started one after another, the host of the
@@ -495,37 +498,82 @@ func TestB6StaleRoutesFailNobody(t *testing.T) {
 		<-gone
 		now = next
 	}
-	t.Logf("%d of %d failed; p99 %s", failed, len(took), edgetest.Quantile(took, 0.99))
-	if failed > 0 {
-		t.Errorf("%d of %d failed", failed, len(took))
+	stale := uint64(0)
+	for _, e := range edges[:2] {
+		if err := e.Refresh(); err != nil {
+			t.Fatal(err)
+		}
+		stale += e.Status.Cluster.Refused
 	}
+	oracle.Row{
+		ID: "B6", Done: fmt.Sprintf("the only agent of a site hops %d times between two edges while a third is asked; an edge that is asked by another asks no third", hops),
+		Figure: fmt.Sprintf("%d of %d failed, p99 %s; %d met a stale route and went on", failed, len(took), edgetest.Quantile(took, 0.99).Round(time.Millisecond), stale),
+		Limit:  "0 of 2000 failed", OK: failed == 0 && len(took) >= 2000,
+	}.Verdict(t)
 }
 
-// B2 and B11: an edge is suspended, its agent goes elsewhere, and it wakes up with
-// old memories.
+// B11: an edge is suspended, its agents go elsewhere, and it wakes up with old
+// memories of them. In the long form it sleeps until the agents have given it up
+// themselves; in the short one they are stopped, and another takes their place.
 func TestB11AnEdgeThatSleptRevivesNothing(t *testing.T) {
+	asleep, awake, agents := 8*time.Second, 4*time.Second, 1
+	if oracle.Long() {
+		asleep, awake, agents = time.Minute, time.Minute, 5
+	}
 	edges := binaries.StartCluster(t, 3)
+	sleeper := edges[1]
 	ca := edges[0].Status.CA
 	app := edgetest.App(t, edgetest.Named("app"))
 	token := issue(t, edges[0], "app.localhost")
-	work(t, ca, token, "old", edgetest.App(t, edgetest.Named("old")), 1, edges[1].Door).awaitTunnels(t, 1)
+	var workers []*worker
+	for range agents {
+		w := work(t, ca, token, "old", app, 1, sleeper.Door)
+		w.awaitTunnels(t, 1)
+		workers = append(workers, w)
+	}
 	c := client(t, edges[2], edges[0])
 	awaitOK(t, c, "app.localhost")
-	edges[1].Signal(syscall.SIGSTOP)
-	work(t, ca, token, "new", app, 1, edges[0].Door).awaitTunnels(t, 1)
+	sleeper.Signal(syscall.SIGSTOP)
+	if !oracle.Long() {
+		work(t, ca, token, "new", app, 1, edges[0].Door).awaitTunnels(t, 1)
+		workers[0].stop()
+	}
 	probe := edgetest.StartProbe(c, "https://app.localhost/", 20*time.Millisecond)
-	time.Sleep(8 * time.Second)
-	edges[1].Signal(syscall.SIGCONT)
-	time.Sleep(4 * time.Second)
+	began := time.Now()
+	time.Sleep(asleep)
+	for _, w := range workers {
+		for _, x := range w.Status().Tunnels {
+			if x.Node == sleeper.Status.Node {
+				t.Error("an agent has not moved: the edge would revive what is there")
+			}
+		}
+	}
+	sleeper.Signal(syscall.SIGCONT)
+	woke := time.Since(began)
+	time.Sleep(2 * time.Second)
+	asked := func() uint64 { // what other edges wanted of the one that slept
+		if err := sleeper.Refresh(); err != nil {
+			t.Fatal(err)
+		}
+		return sleeper.Status.Cluster.Carried + sleeper.Status.Cluster.Refused
+	}
+	before := asked()
+	time.Sleep(awake - 2*time.Second)
+	ghosts := asked() - before
 	answers := probe.Stop()
-	slow := slices.IndexFunc(answers, func(a edgetest.Asked) bool { return a.Took > 5*time.Second })
-	t.Logf("%d of %d failed, p99 %s", answers.Failed(), len(answers), answers.P99())
-	if slow >= 0 {
-		t.Errorf("a request took %s", answers[slow].Took)
+	slow := 0
+	for _, a := range answers {
+		if a.Took > oracle.SlowAfter {
+			slow++
+		}
 	}
-	if late := answers.Since(10 * time.Second); late.Failed() > 0 {
-		t.Errorf("two seconds after it woke up:%s", late.Faults())
-	}
+	late, asleepFailed := answers.Since(woke+2*time.Second), answers.Failed()-answers.Since(woke).Failed()
+	oracle.Row{
+		ID: "B11", Done: fmt.Sprintf("kill -STOP of an edge with all %d agents of a site for %s, they move, CONT; a third edge asked 50/s until %s after", agents, asleep, awake),
+		Figure: fmt.Sprintf("%d of %d requests later than 2 s after CONT failed, %d went to the edge that slept; %d failed while it slept, %d of %d took more than 5 s",
+			late.Failed(), len(late), ghosts, asleepFailed, slow, len(answers)),
+		Limit: "0 requests to ghosts after 2 s, 0 failed, 0 above 5 s", OK: late.Failed() == 0 && len(late) > 0 && ghosts == 0 && slow == 0,
+	}.Verdict(t)
 }
 
 // B3: what only an edge beyond a cut reaches is refused soon and says why; what is
@@ -543,7 +591,9 @@ func TestB3RemoteSitesAreRefusedSoon(t *testing.T) {
 	local := edgetest.StartProbe(c, "https://local.localhost/", 10*time.Millisecond)
 	edges[1].Signal(syscall.SIGSTOP)
 	edgetest.Eventually(t, "the silence is noticed", func() bool { return edges[0].Refresh() == nil && edges[0].Status.Cluster.Peers[0].Health != "up" })
-	for range 12 { // through the loss of the session, and past that of a few digests
+	slowest, wrong := time.Duration(0), 0
+	const tries = 12 // through the loss of the session, and past that of a few digests
+	for range tries {
 		began := time.Now()
 		resp, err := c.Get("https://far.localhost/")
 		if err != nil {
@@ -551,19 +601,27 @@ func TestB3RemoteSitesAreRefusedSoon(t *testing.T) {
 		}
 		text, _ := io.ReadAll(resp.Body)
 		_ = resp.Body.Close()
-		if took := time.Since(began); resp.StatusCode != 503 || took > 2*time.Second || !strings.Contains(string(text), "cannot be reached") {
-			t.Errorf("%d after %s: %s", resp.StatusCode, took, text)
+		took := time.Since(began)
+		slowest = max(slowest, took)
+		if resp.StatusCode != 503 || !strings.Contains(string(text), "cannot be reached") {
+			wrong++
+			t.Logf("%d after %s: %s", resp.StatusCode, took, text)
 		}
 	}
-	if answers := local.Stop(); answers.Failed() > 0 {
-		t.Errorf("local site failed:%s", answers.Faults())
-	} else {
-		t.Logf("0 of %d failed at the local site", len(answers))
-	}
+	answers := local.Stop()
 	edges[1].Signal(syscall.SIGCONT)
 	began := time.Now()
 	awaitOK(t, c, "far.localhost")
-	t.Logf("reached again %s after the cut healed", time.Since(began))
+	healed := time.Since(began)
+	oracle.Row{
+		ID: "B3", Done: "one of two edges stopped: it keeps its connections and says nothing; the other asked for its own site and for what is beyond",
+		Figure: fmt.Sprintf("%d of %d failed; beyond %d of %d other than 503 with the reason, the slowest after %s; reached again %s after CONT",
+			answers.Failed(), len(answers), wrong, tries, slowest.Round(time.Millisecond), healed.Round(time.Millisecond)),
+		Limit: "0 failed, 503 within 2 s, 5 s", OK: answers.Failed() == 0 && wrong == 0 && slowest <= 2*time.Second && healed <= 5*time.Second,
+	}.Verdict(t)
+	if answers.Failed() > 0 {
+		t.Logf("local site failed:%s", answers.Faults())
+	}
 }
 
 // B13: a store that lost its data fails loudly, and nobody else is hurt.
@@ -584,14 +642,22 @@ func TestB13ADamagedStoreIsNotAnEmptyOne(t *testing.T) {
 	}
 	p := edgetest.Start(t, nil, binaries.Edge, "serve", "--data-dir", edges[0].Dir, "--https", "127.0.0.1:0", "--http", "", "--admin", "127.0.0.1:0",
 		"--hostname", "localhost", "--cluster-listen", "127.0.0.1:0")
-	if status := p.Exit(t, 30*time.Second); status == 0 || !strings.Contains(p.Output(), "held the network's store") {
-		t.Errorf("it ended with %d and said %s", status, p.Output())
+	status := p.Exit(t, 30*time.Second)
+	refused := status != 0 && strings.Contains(p.Output(), "held the network's store")
+	if !refused {
+		t.Logf("it said %s", p.Output())
 	}
 	time.Sleep(time.Second)
+	known := strings.Contains(edges[1].CLI(t, "token", "list"), "app.localhost")
 	answers := probe.Stop()
-	t.Logf("%d of %d failed", answers.Failed(), len(answers))
+	oracle.Row{
+		ID: "B13", Done: "the store's folder deleted while its host is down, which is started again; the other edge asked 100/s",
+		Figure: fmt.Sprintf("the host refuses to start with status %d and says why: %v; %d of %d requests failed, the other edge knows what was written: %v",
+			status, refused, answers.Failed(), len(answers), known),
+		Limit: "never read as empty, 0 failed", OK: refused && answers.Failed() == 0 && known,
+	}.Verdict(t)
 	if answers.Failed() > 0 {
-		t.Errorf("failed:%s", answers.Faults())
+		t.Logf("failed:%s", answers.Faults())
 	}
 }
 

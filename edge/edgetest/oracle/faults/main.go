@@ -44,7 +44,7 @@ func main() {
 
 func run(pattern string, timeout time.Duration, dir string, packages []string) error {
 	if len(packages) == 0 {
-		packages = []string{"./edge/e2e/..."}
+		packages = []string{"./edge/cluster/bus", "./edge/e2e/..."}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
