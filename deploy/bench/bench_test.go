@@ -157,6 +157,26 @@ func TestSocketsOfTheTunnelAreTold(t *testing.T) {
 	}
 }
 
+func TestShortageOfTCPsMemoryIsTold(t *testing.T) {
+	const text = "TcpExt: SyncookiesSent TCPMemoryPressures TCPBacklogDrop\nTcpExt: 5 11 6\nIpExt: TCPMemoryPressures\nIpExt: 7\n"
+	if n, err := parseNetstat(text, "TCPMemoryPressures"); n != 11 || err != nil {
+		t.Errorf("got %d, %v; want 11", n, err)
+	}
+	for _, bad := range []string{"", "TcpExt: TCPMemoryPressures\n", "TcpExt: A TCPMemoryPressures\nTcpExt: 1\n", "TcpExt: TCPMemoryPressures\nTcpExt: x\n"} {
+		if _, err := parseNetstat(bad, "TCPMemoryPressures"); err == nil {
+			t.Errorf("parseNetstat(%q) found nothing wrong", bad)
+		}
+	}
+	r := &networkReport{congestion: "cubic"}
+	if text := r.markdown(); strings.Contains(text, "short of memory") {
+		t.Errorf("a shortage that was none is told:\n%s", text)
+	}
+	r.pressed = 2
+	if text := r.markdown(); !strings.Contains(text, "short of memory 2 times") {
+		t.Errorf("nothing says that TCP was short of memory:\n%s", text)
+	}
+}
+
 func TestOnlyWhatIsNamedIsMeasured(t *testing.T) {
 	p, err := chosen("upload,network")
 	if err != nil || len(p.workloads) != 1 || p.workloads[0].name != "upload" || !p.network || p.idle {

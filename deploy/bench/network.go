@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/netip"
 	"os"
@@ -28,9 +29,8 @@ var (
 )
 
 const (
-	bulkWarm  = 3 * time.Second // slow start is over
+	longWarm  = 3 * time.Second // slow start is over
 	longTime  = 8 * time.Second
-	lossTime  = 15 * time.Second
 	smallRate = 50 // requests a second
 	// smallConns is more than what is ever in flight, so that a request never waits
 	// for another of its own kind.
@@ -218,10 +218,10 @@ func beside(ctx context.Context, from source, f func(ctx context.Context, m *met
 	return err
 }
 
-// steadyRate is the rate of one source that runs alone.
-func steadyRate(ctx context.Context, from source, d time.Duration) (rate float64, err error) {
+// steadyRate is the rate of one source that runs alone, for d after warm.
+func steadyRate(ctx context.Context, from source, warm, d time.Duration) (rate float64, err error) {
 	err = beside(ctx, from, func(ctx context.Context, m *meter) error {
-		rate, err = m.rate(ctx, bulkWarm, d)
+		rate, err = m.rate(ctx, warm, d)
 		return err
 	})
 	return rate, err
@@ -302,119 +302,101 @@ func sameAddr(a, b string) bool {
 // bulkResult is one bulk stream alone over longLink, as shares of the link.
 type bulkResult struct{ plain, tunnel []float64 }
 
-// besideResult is small requests beside bulk over lossLink.
-type besideResult struct {
-	plain, tunnel []float64       // bytes a second
-	p50, p99      []time.Duration // beside bulk
-	alone         []time.Duration // p50 and p99 of the last round without bulk
-	sockets       int             // the tunnel's TCP connections beside bulk, the most seen
-	controls      []string        // and their congestion controls
-}
-
 // networkReport is what was measured over links with one congestion control.
 type networkReport struct {
 	congestion string
 	bulk       bulkResult
 	beside     besideResult
 	late       []string       // how exact the link was
+	pressed    int64          // how often TCP ran short of memory meanwhile
 	other      *networkReport // with another one; nil where the system has none
 }
 
 // measureNetwork measures the rows of real networks: rounds times with cubic, which
 // the goals are for, and once with bbr, which tunnels use where the system offers it.
 func measureNetwork(ctx context.Context, s *site, rounds int) (*networkReport, error) {
-	r, err := measureWith(ctx, s, "cubic", rounds)
+	r, err := measureWith(ctx, s, "cubic", rounds, besidePlan{links: 6, pairs: 2*rounds - 1, warm: lossWarm, length: lossTime})
 	if err != nil {
 		return nil, err
 	}
 	offered, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
 	if err == nil && slices.Contains(strings.Fields(string(offered)), "bbr") {
-		r.other, err = measureWith(ctx, s, "bbr", 1)
+		// It fills the link and much of the machine: one at a time.
+		r.other, err = measureWith(ctx, s, "bbr", 1, besidePlan{links: 1, pairs: 1, warm: lossWarm, length: lossTime})
 	}
 	return r, err
 }
 
 // measureWith measures with one congestion control everywhere, also on the plain
 // connections.
-func measureWith(ctx context.Context, s *site, congestion string, rounds int) (*networkReport, error) {
-	// The link's threads must not wait for this process's other goroutines.
+func measureWith(ctx context.Context, s *site, congestion string, rounds int, plan besidePlan) (*networkReport, error) {
+	// The links' threads must not wait for this process's other goroutines.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 4))
 	r := &networkReport{congestion: congestion}
-	on := func(cfg link.Config, name string, measure func(*network) error) error {
+	pressed, err := memoryPressures()
+	if err != nil {
+		return nil, err
+	}
+	on := func(cfg link.Config, links int, name string, measure func([]*network) error) (err error) {
 		cfg.Congestion = congestion
-		n, err := openNetwork(ctx, s, cfg, congestion)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+		var networks []*network
+		defer func() {
+			for _, n := range networks {
+				err = errors.Join(err, n.close())
+			}
+		}()
+		for range links {
+			n, err := openNetwork(ctx, s, cfg, congestion)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			networks = append(networks, n)
 		}
-		err = measure(n)
+		if err := measure(networks); err != nil {
+			return err
+		}
+		r.late = append(r.late, congestion+", "+name+": "+punctuality(networks))
+		return nil
+	}
+	if err := on(longLink, 1, "100 ms", func(n []*network) error { return r.bulk.measure(ctx, n[0], rounds) }); err != nil {
+		return nil, err
+	}
+	if err := on(lossLink, plan.links, "50 ms, 0.5 % loss", func(n []*network) error { return r.beside.measure(ctx, n, plan) }); err != nil {
+		return nil, err
+	}
+	now, err := memoryPressures()
+	r.pressed = now - pressed
+	return r, err
+}
+
+// punctuality says how exact the links were.
+func punctuality(networks []*network) string {
+	var sent, late int64
+	var latest time.Duration
+	for _, n := range networks {
 		toB, toA := n.link.Stats()
-		r.late = append(r.late, fmt.Sprintf("%s, %s: %.3f %% of %d packets were more than 2 ms late, the worst %d ms", congestion, name,
-			100*float64(toB.Late+toA.Late)/float64(max(1, toB.Sent+toA.Sent)), toB.Sent+toA.Sent, max(toB.Latest, toA.Latest).Milliseconds()))
-		return errors.Join(err, n.close())
+		sent, late, latest = sent+toB.Sent+toA.Sent, late+toB.Late+toA.Late, max(latest, toB.Latest, toA.Latest)
 	}
-	if err := on(longLink, "100 ms", func(n *network) error { return r.bulk.measure(ctx, n, rounds) }); err != nil {
-		return nil, err
+	at := ""
+	if len(networks) > 1 {
+		at = fmt.Sprintf(" on %d links at once", len(networks))
 	}
-	if err := on(lossLink, "50 ms, 0.5 % loss", func(n *network) error { return r.beside.measure(ctx, n, rounds) }); err != nil {
-		return nil, err
-	}
-	return r, nil
+	return fmt.Sprintf("%.3f %% of %d packets%s were more than 2 ms late, the worst %d ms", 100*float64(late)/float64(max(1, sent)), sent, at, latest.Milliseconds())
 }
 
 func (r *bulkResult) measure(ctx context.Context, n *network, rounds int) error {
 	const full = 200e6 / 8
 	for round := range rounds {
-		plain, err := steadyRate(ctx, n.plainly, longTime)
+		plain, err := steadyRate(ctx, n.plainly, longWarm, longTime)
 		if err != nil {
 			return fmt.Errorf("plain connection: %w", err)
 		}
-		tunnel, err := steadyRate(ctx, n.throughTunnel, longTime)
+		tunnel, err := steadyRate(ctx, n.throughTunnel, longWarm, longTime)
 		if err != nil {
 			return fmt.Errorf("through the tunnel: %w", err)
 		}
 		r.plain, r.tunnel = append(r.plain, plain/full), append(r.tunnel, tunnel/full)
 		fmt.Fprintf(os.Stderr, "100 ms     round %d  plain %.1f %%, tunnel %.1f %% of the link\n", round+1, 100*plain/full, 100*tunnel/full)
-	}
-	return nil
-}
-
-func (r *besideResult) measure(ctx context.Context, n *network, rounds int) error {
-	alone, err := n.small(ctx, lossTime/2)
-	if err != nil {
-		return fmt.Errorf("small requests alone: %w", err)
-	}
-	r.alone = []time.Duration{alone[len(alone)/2], alone[len(alone)*99/100]}
-	fmt.Fprintf(os.Stderr, "loss       small alone p50 %.1f ms, p99 %.1f ms\n", milliseconds(r.alone[0]), milliseconds(r.alone[1]))
-	for round := range rounds {
-		plain, err := steadyRate(ctx, n.plainly, lossTime)
-		if err != nil {
-			return fmt.Errorf("plain connection: %w", err)
-		}
-		var tunnel float64
-		var latencies []time.Duration
-		err = beside(ctx, n.throughTunnel, func(ctx context.Context, m *meter) error {
-			if err := pause(ctx, bulkWarm); err != nil {
-				return err
-			}
-			before, began := m.n.Load(), time.Now()
-			if latencies, err = n.small(ctx, lossTime); err != nil {
-				return err
-			}
-			tunnel = float64(m.n.Load()-before) / time.Since(began).Seconds()
-			sockets, controls, err := n.sockets(ctx)
-			if sockets > r.sockets {
-				r.sockets, r.controls = sockets, controls
-			}
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("small beside bulk: %w", err)
-		}
-		r.plain, r.tunnel = append(r.plain, plain), append(r.tunnel, tunnel)
-		r.p50 = append(r.p50, latencies[len(latencies)/2])
-		r.p99 = append(r.p99, latencies[len(latencies)*99/100])
-		fmt.Fprintf(os.Stderr, "loss       round %d  plain %.2f MB/s; tunnel %.2f MB/s beside small p50 %.1f ms, p99 %.1f ms\n",
-			round+1, plain/1e6, tunnel/1e6, milliseconds(r.p50[round]), milliseconds(r.p99[round]))
 	}
 	return nil
 }
@@ -426,14 +408,21 @@ func (r *networkReport) markdown() string {
 	fmt.Fprintf(&b, "| one bulk download, 100 ms round trip, share of the link | %s %% | %s %% |\n",
 		spread("%.1f", times(100, r.bulk.plain)), spread("%.1f", times(100, r.bulk.tunnel)))
 	fmt.Fprintf(&b, "| bulk download, 50 ms, 0.5 %% loss, MB/s | %s | %s |\n",
-		spread("%.2f", times(1e-6, r.beside.plain)), spread("%.2f", times(1e-6, r.beside.tunnel)))
+		spread("%.3f", times(1e-6, r.beside.plain)), spread("%.3f", times(1e-6, r.beside.tunnel)))
 	fmt.Fprintf(&b, "| %d small requests/s beside that bulk, p50 ms | | %s |\n", smallRate, spread("%.0f", inMilliseconds(r.beside.p50)))
 	fmt.Fprintf(&b, "| p99 ms | | %s |\n", spread("%.0f", inMilliseconds(r.beside.p99)))
-	fmt.Fprintf(&b, "| the same without bulk, p50 / p99 ms | | %.0f / %.0f |\n", milliseconds(r.beside.alone[0]), milliseconds(r.beside.alone[1]))
+	fmt.Fprintf(&b, "| the same without bulk, p50 / p99 ms | | %.0f / %.0f |\n", median(inMilliseconds(r.beside.alone50)), median(inMilliseconds(r.beside.alone99)))
 	fmt.Fprintf(&b, "\nShares are of payload: 96.5 %% is all that fits beside the headers. Beside bulk the tunnel has %d TCP connections (%s).\n",
 		r.beside.sockets, strings.Join(r.beside.controls, ", "))
+	if bulk := r.beside.bulk(); bulk.pairs > 1 {
+		fmt.Fprintf(&b, "That bulk beside the plain connection's, which loses the same packets: %s. From pair to pair the ratio varies by %.1f %%, so that its mean is known to %.1f %% (standard error).\n",
+			bulk, 100*bulk.sigma, 100*bulk.sigma/math.Sqrt(float64(bulk.pairs)))
+	}
 	for _, line := range r.late {
 		fmt.Fprintf(&b, "The link itself, %s.\n", line)
+	}
+	if r.pressed > 0 {
+		fmt.Fprintf(&b, "**The TCP of this system was short of memory %d times meanwhile**, which makes all windows small: these rates are not those of the link.\n", r.pressed)
 	}
 	if r.other != nil {
 		b.WriteString(r.other.markdown())

@@ -63,7 +63,7 @@ func TestTheTunnelCrossesALink(t *testing.T) {
 		t.Errorf("a request took %v, less than a round trip: it did not cross the link", fastest)
 	}
 	before, _ := n.link.Stats()
-	rate, err := steadyRate(t.Context(), n.throughTunnel, time.Second)
+	rate, err := steadyRate(t.Context(), n.throughTunnel, longWarm, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,6 +91,14 @@ func TestTheTunnelCrossesALink(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+	var together besideResult
+	plan := besidePlan{links: 1, pairs: 2, warm: 200 * time.Millisecond, length: 500 * time.Millisecond}
+	if err := together.measure(t.Context(), []*network{n}, plan); err != nil {
+		t.Fatal(err)
+	}
+	if c := together.bulk(); c.pairs != 2 || c.ratio <= 0 || len(together.p99) != 2 || together.p99[0] < roundTrip || together.alone50[0] < roundTrip {
+		t.Errorf("two pairs beside bulk are %+v, %v, %v alone", c, together.p99, together.alone50)
 	}
 	count, controls, err := n.sockets(t.Context())
 	if err != nil {

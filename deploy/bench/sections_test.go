@@ -85,7 +85,7 @@ func TestGoalsSayWhatWasReachedMissedAndNotMeasured(t *testing.T) {
 	r.network = &networkReport{
 		bulk: bulkResult{plain: []float64{0.96}, tunnel: []float64{0.9}},
 		// Quick enough, but slower than without a tunnel.
-		beside: besideResult{plain: []float64{1e6}, tunnel: []float64{0.5e6}, p99: []time.Duration{100 * time.Millisecond}},
+		beside: besideResult{plain: []float64{1e6, 1e6}, tunnel: []float64{0.5e6, 0.5e6}, p99: []time.Duration{100 * time.Millisecond}},
 	}
 	text := r.goals()
 	for _, want := range []string{
@@ -93,7 +93,7 @@ func TestGoalsSayWhatWasReachedMissedAndNotMeasured(t *testing.T) {
 		"| upload 10 MiB | 2.8 | 2.2 | | **failed** |",
 		"| HTTP/2 small | 4 | 3 | | not measured |",
 		"| agent's binary | 10 | 8 | | **failed** |",
-		"| 100 ms | **missed**, bulk 0.50 MB/s, one plain connection 1.00 |",
+		"| 100 ms | **missed**, bulk 0.500 MB/s, one plain connection 1.000 (medians); 2 pairs, ratio 0.500, 95 % 0.500 to 0.500: lower |",
 		"| 85 | 95 | 90.0 % | must met |",
 	} {
 		if !strings.Contains(text, want) {

@@ -20,6 +20,10 @@ type Stats struct {
 	Latest time.Duration
 }
 
+// fullSize is from where a packet is one of bulk: chance has a sequence of its own for
+// those, so that which of them are lost does not depend on what else crosses the link.
+const fullSize = MTU / 2
+
 // tooLate is what Stats.Late counts.
 const tooLate = 2 * time.Millisecond
 
@@ -30,21 +34,42 @@ type direction struct {
 	delay   int64   // nanoseconds
 	queue   int64   // nanoseconds that what waits may keep the link busy
 	loss    float64
-	chance  *rand.Rand
-	free    int64 // when all that was taken has been sent
+	stream  uint64
+	chance  atomic.Pointer[chances] // replaced by seed, which anybody may call
+	free    int64                   // when all that was taken has been sent
 
 	sent, overflown, lost, delivered, bytes, refused, late, latest atomic.Int64
 }
 
+// chances are the two sequences that losses are drawn from. The thread that carries
+// owns them.
+type chances struct{ small, full *rand.Rand }
+
 func newDirection(cfg Config, stream uint64) *direction {
 	perByte := 8e9 / float64(cfg.Rate)
-	return &direction{
+	d := &direction{
 		perByte: perByte,
 		delay:   int64(cfg.RTT / 2),
 		queue:   int64(float64(cfg.Queue) * perByte),
 		loss:    cfg.Loss,
-		chance:  rand.New(rand.NewPCG(cfg.Seed, stream)),
+		stream:  stream,
 	}
+	d.seed(cfg.Seed)
+	return d
+}
+
+// seed begins both sequences of losses.
+func (d *direction) seed(seed uint64) {
+	d.chance.Store(&chances{small: rand.New(rand.NewPCG(seed, d.stream)), full: rand.New(rand.NewPCG(^seed, d.stream))})
+}
+
+// isLost draws whether a packet is lost.
+func (d *direction) isLost(size int) bool {
+	c := d.chance.Load()
+	if size >= fullSize {
+		return c.full.Float64() < d.loss
+	}
+	return c.small.Float64() < d.loss
 }
 
 // take says when a packet of size bytes that enters at now arrives, in nanoseconds
@@ -58,7 +83,7 @@ func (d *direction) take(now int64, size int) (arrives int64, taken bool) {
 		return 0, false
 	}
 	d.free = busy + needs
-	if d.loss > 0 && d.chance.Float64() < d.loss {
+	if d.loss > 0 && d.isLost(size) {
 		d.lost.Add(1) // on its way: it has used the link
 		return 0, false
 	}

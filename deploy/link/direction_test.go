@@ -2,6 +2,7 @@ package link
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -60,6 +61,45 @@ func TestLossFollowsTheSeed(t *testing.T) {
 	}
 	if sigma := math.Sqrt(n * loss * (1 - loss)); math.Abs(float64(count)-n*loss) > 5*sigma {
 		t.Errorf("lost %d of %d, want %v within %.0f", count, n, n*loss, 5*sigma)
+	}
+}
+
+func TestSmallPacketsDoNotChangeWhichLargeOnesAreLost(t *testing.T) {
+	const n = 20_000
+	d := newDirection(Config{Rate: 1e12, Queue: 1 << 30, Loss: 0.005}, 1)
+	now := int64(0)
+	// lost sends large packets, and before each of them so many small ones.
+	lost := func(between int) (large []int, small int) {
+		for i := range n {
+			for range between {
+				now += 1000
+				if _, taken := d.take(now, 52); !taken {
+					small++
+				}
+			}
+			now += 1000
+			if _, taken := d.take(now, MTU); !taken {
+				large = append(large, i)
+			}
+		}
+		return large, small
+	}
+	d.seed(7)
+	bare, _ := lost(0)
+	if unseeded, _ := lost(0); slices.Equal(unseeded, bare) {
+		t.Error("the same packets are lost again without a new seed")
+	}
+	d.seed(7)
+	among, small := lost(3)
+	if len(bare) == 0 || !slices.Equal(among, bare) {
+		t.Errorf("of large packets %d are lost, and %d others among small ones", len(bare), len(among))
+	}
+	if small == 0 {
+		t.Error("no small packet is lost")
+	}
+	d.seed(8)
+	if other, _ := lost(0); slices.Equal(other, bare) {
+		t.Error("another seed lost the same packets")
 	}
 }
 

@@ -8,7 +8,9 @@
 //   - A direction sends one packet after another at Rate, holds what waits for that in
 //     a queue that drops what does not fit, loses packets at random, and delivers the
 //     rest in order half of RTT after they were sent.
-//   - Which packets are lost follows from Seed and the packets' order alone.
+//   - Which packets are lost follows from Seed and the packets' order alone, of those
+//     up to half of MTU and of larger ones separately: short requests beside bulk do
+//     not change what bulk loses. [Link.Reseed] begins again.
 //   - Packets are delivered at most a tenth of a millisecond early. How late they are
 //     depends on the machine; [Stats] says it, and a measurement should look. In a
 //     process that is busy itself, a GOMAXPROCS above the number of cores helps.
@@ -105,6 +107,14 @@ func New(cfg Config) (*Link, error) {
 
 // Stats is what happened to the packets sent from A to B, and from B to A.
 func (l *Link) Stats() (aToB, bToA Stats) { return l.toB.stats(), l.toA.stats() }
+
+// Reseed makes the choice of lost packets begin again, as on a new link with that
+// seed: what is sent then loses the same packets as what was sent after another Reseed
+// with it, if nothing of before is still on its way.
+func (l *Link) Reseed(seed uint64) {
+	l.toA.seed(seed)
+	l.toB.seed(seed)
+}
 
 // Close ends the link and waits for its threads. It is idempotent. What is on its
 // way is lost.
