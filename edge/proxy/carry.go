@@ -123,12 +123,15 @@ func (v *visit) pick(ctx context.Context) (*balance.Backend, *fault) {
 		v.queue, v.tried = true, v.memory[:0]
 		return v.pick(ctx)
 	}
-	patience := v.rules.ParkingWait
-	if v.pool.OutOfReach() {
-		patience = min(patience, reachWait)
-	}
-	left := patience - v.rec.Parked
-	if !busy && left > 0 && v.pool.Parked.Take(v.rules.ParkingMax) {
+	for !busy {
+		patience := v.rules.ParkingWait
+		if v.pool.OutOfReach() {
+			patience = min(patience, reachWait)
+		}
+		left := patience - v.rec.Parked
+		if left <= 0 || !v.pool.Parked.Take(v.rules.ParkingMax) {
+			break
+		}
 		since := time.Now()
 		b := v.park(ctx, left)
 		v.pool.Parked.Give()
@@ -139,6 +142,8 @@ func (v *visit) pick(ctx context.Context) (*balance.Backend, *fault) {
 		if ctx.Err() != nil {
 			return nil, nil // the client left
 		}
+		// An edge that seemed cut off may have turned out to be gone: its agents are
+		// on their way elsewhere, and there is more patience.
 	}
 	if v.pool.OutOfReach() {
 		return nil, &outOfReach

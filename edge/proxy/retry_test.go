@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"wormhole/edge/balance"
 	"wormhole/edge/site"
 	"wormhole/edge/upstream"
 	"wormhole/edge/upstream/upstreamtest"
@@ -265,6 +266,33 @@ func TestBackendThatDrainsWhileAloneIsWaitedOut(t *testing.T) {
 	s, _ := e.sites.Lookup(host)
 	waitFor(t, "parked", func() bool { return s.Pool().Parked.Taken() == 1 })
 	b.Drain()
+	e.app("new", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "new") })
+	wg.Wait()
+}
+
+// An edge that was killed is taken for one that is cut off at first. Its agents come
+// back elsewhere a little later than a request is held for what is cut off.
+func TestWhatSeemedCutOffIsWaitedForLongerOnceItIsGone(t *testing.T) {
+	e := newEdge(t, func(r *site.Rules) { r.ParkingWait = 5 * time.Second })
+	up := upstream.New(upstreamtest.New(t, func(net.Conn) {}), upstream.Config{})
+	t.Cleanup(func() { _ = up.Close() })
+	far := balance.NewBackend(balance.Info{ID: "far", Name: "far", Far: true}, up)
+	far.SetReady(false)
+	detach := e.sites.Attach(host, far)
+	s, _ := e.sites.Lookup(host)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if status, body, _ := e.get("/"); status != 200 || body != "new" {
+			t.Errorf("got %d %q, want 200 new", status, body)
+		}
+	})
+	waitFor(t, "parked", func() bool { return s.Pool().Parked.Taken() == 1 })
+	if !s.Pool().OutOfReach() {
+		t.Fatal("the site is not out of reach")
+	}
+	time.Sleep(500 * time.Millisecond)
+	detach()
+	time.Sleep(time.Second) // longer than what is cut off is waited for
 	e.app("new", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "new") })
 	wg.Wait()
 }
