@@ -87,6 +87,21 @@ func (a Answers) Since(at time.Duration) Answers {
 	return a[i:]
 }
 
+// FailedAround counts those that were not answered well, apart those that were under
+// way at a moment of the probe and those that were not.
+func (a Answers) FailedAround(at time.Duration) (underWay, others int) {
+	for _, x := range a {
+		switch {
+		case x.OK():
+		case x.At <= at && x.At+x.Took >= at:
+			underWay++
+		default:
+			others++
+		}
+	}
+	return underWay, others
+}
+
 // Failed counts those that were not answered well.
 func (a Answers) Failed() int {
 	n := 0

@@ -290,21 +290,22 @@ func TestB1AnEdgeIsKilled(t *testing.T) {
 	}
 	wg.Wait()
 	time.Sleep(after)
-	asked, failed, most, late, p99 := 0, 0, 0, 0, time.Duration(0)
+	asked, inside, most, late, p99 := 0, 0, 0, 0, time.Duration(0)
 	for i, p := range probes {
 		answers := p.Stop()
 		later := answers.Since(killed + time.Second)
 		t.Logf("probe %d: %d of %d failed, %d of them later than a second after the kill; p99 %s:%s%s",
 			i, answers.Failed(), len(answers), later.Failed(), answers.P99(), answers.Faults(), later.Faults())
-		asked, failed, late = asked+len(answers), failed+answers.Failed(), late+later.Failed()
-		most, p99 = max(most, answers.Failed()), max(p99, answers.P99())
+		of, outside := answers.FailedAround(killed)
+		asked, inside, late = asked+len(answers), inside+of, late+later.Failed()
+		most, p99 = max(most, outside), max(p99, answers.P99())
 	}
 	half, all := edgetest.Quantile(back, 0.5), edgetest.Quantile(back, 0.99)
 	oracle.Row{
 		ID: "B1", Done: fmt.Sprintf("kill -9 of one edge of three with %d agents, 500/s at the two others for %s before and %s after its agents were back", agents, before, after),
-		Figure: fmt.Sprintf("%d of %d requests failed, at most %d of a client's, %d later than 1 s after the kill, p99 %s; agents back p50 %s, p99 %s",
-			failed, asked, most, late, p99.Round(time.Millisecond), half.Round(time.Millisecond), all.Round(time.Millisecond)),
-		Limit: "only what was inside fails (5 of a client's at most), 0 later than 1 s, p99 3 s",
+		Figure: fmt.Sprintf("of %d requests %d failed that were under way at the kill, and at most %d others of a client; %d of those asked more than 1 s after it; p99 %s; agents back p50 %s, p99 %s",
+			asked, inside, most, late, p99.Round(time.Millisecond), half.Round(time.Millisecond), all.Round(time.Millisecond)),
+		Limit: "only what was inside fails (at most 5 of a client's that were asked before it was known), 0 later than 1 s, p99 3 s",
 		OK:    len(back) == agents && most <= 5 && late == 0 && all <= 3*time.Second,
 	}.Verdict(t)
 }
@@ -435,7 +436,8 @@ func TestB5TheStoreAndAllOtherEdgesAreGone(t *testing.T) {
 	for _, e := range edges {
 		e.AwaitPeers(t, 2)
 	}
-	edges[0].Status.CA = ca
+	edgetest.Eventually(t, "the edge is in step with the store", func() bool { return last.Refresh() == nil && last.Status.Cluster.Store == "" })
+	last.Status.CA, edges[0].Status.CA = ca, ca
 	awaitOK(t, edges[0].Client(t, "h1"), "app.localhost")
 	t.Logf("converged %s after the others were back", time.Since(began))
 	issue(t, last, "y.localhost")
