@@ -109,8 +109,8 @@ func New(cfg Config) (*Link, error) {
 func (l *Link) Stats() (aToB, bToA Stats) { return l.toB.stats(), l.toA.stats() }
 
 // Reseed makes the choice of lost packets begin again, as on a new link with that
-// seed: what is sent then loses the same packets as what was sent after another Reseed
-// with it, if nothing of before is still on its way.
+// seed: of what enters the link from now on the same packets are lost as after another
+// Reseed with it.
 func (l *Link) Reseed(seed uint64) {
 	l.toA.seed(seed)
 	l.toB.seed(seed)
