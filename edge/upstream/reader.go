@@ -79,6 +79,10 @@ func (rd *reader) lend() (bool, error) {
 	if len(b) == 0 || err != nil {
 		return false, err
 	}
+	if rd.buf != nil { // or it would lie idle for as long as the client takes
+		rd.buffers.giveBack(rd.buf)
+		rd.buf = nil
+	}
 	rd.lent, rd.r, rd.w = b, 0, len(b)
 	return true, nil
 }
