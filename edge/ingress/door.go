@@ -164,7 +164,11 @@ func (d *door) forget(c *conn) {
 		d.visitors--
 	}
 	d.change()
+	h1 := c.http1
 	d.mu.Unlock()
+	if h1 != nil {
+		h1.gone() // nobody may be reading, who would notice
+	}
 	<-d.in.slots
 }
 

@@ -18,8 +18,9 @@ import (
 //
 // Clients that leave: while a handler runs, the server has a goroutine of its own wait
 // for a byte, to learn whether the client is there. That read returns at once, with
-// nothing, and begins in earnest when the door has found the handler running for a
-// while; see lookAfter.
+// nothing. When the door has found the handler running for a while, the connection is
+// given to the awaiter, and the read begins in earnest when there is something to read,
+// such as the client's end: see lookAfter.
 type h1Conn struct {
 	*tls.Conn
 	door         *door
@@ -32,6 +33,8 @@ type h1Conn struct {
 	reading bool       // Read waits for the socket
 	asked   bool       // the server would know if the client left, and has read nothing since
 	noticed bool       // the door has seen that
+	awaiter *awaiter   // tells when there is something to read; nil if nobody does
+	awaited int32      // the descriptor that it knows c by; guarded by awaiter.mu
 	lookout *lookout   // nil if none was begun, or it was ended
 }
 
@@ -56,6 +59,8 @@ func (d *door) serveH1(c *conn, secure *tls.Conn) {
 
 // withLeave makes the contexts of the requests on c end when its client leaves.
 func (c *h1Conn) withLeave(ctx context.Context) context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	ctx, c.leave = context.WithCancel(ctx)
 	return ctx
 }
@@ -149,28 +154,67 @@ func (c *h1Conn) SetDeadline(t time.Time) error {
 
 // Close implements net.Conn.
 func (c *h1Conn) Close() error {
-	c.leave()
+	c.gone()
 	return c.Conn.Close()
 }
 
-// look is called by the door now and then. It begins a lookout, which start runs on a
-// goroutine of its own, if the same handler runs as the last time. It reports whether
-// there is reason to look again.
-func (c *h1Conn) look(start func(func())) bool {
+// gone notes that the connection is closed, or about to be.
+func (c *h1Conn) gone() {
+	c.mu.Lock()
+	c.asked = false
+	c.endAwait()
+	leave := c.leave
+	c.mu.Unlock()
+	leave()
+}
+
+// look is called by the door now and then. If the same handler runs as the last time,
+// a has stirred called when there is something to read; if a cannot, a lookout begins.
+// It reports whether there is reason to look again.
+func (c *h1Conn) look(a *awaiter, start func(func())) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.asked || c.lookout != nil {
+	if !c.asked || c.lookout != nil || c.awaiter != nil {
 		return false
 	}
 	if !c.noticed {
 		c.noticed = true
 		return true
 	}
+	if under := acceptedUnder(c); a != nil && under != nil && a.add(c, under.Conn) {
+		c.awaiter = a
+	} else {
+		c.begin(start)
+	}
+	return false
+}
+
+// stirred is called when there is something to read.
+func (c *h1Conn) stirred(start func(func())) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.awaiter == nil {
+		return // the handler has ended meanwhile
+	}
+	c.endAwait()
+	c.begin(start)
+}
+
+// begin begins a lookout, which start runs on a goroutine of its own. The caller holds
+// mu.
+func (c *h1Conn) begin(start func(func())) {
 	l := &lookout{over: make(chan struct{})}
 	c.lookout = l
 	c.arm(time.Time{})
 	start(func() { c.lookOut(l) })
-	return false
+}
+
+// endAwait has the awaiter forget c. The caller holds mu.
+func (c *h1Conn) endAwait() {
+	if c.awaiter != nil {
+		c.awaiter.remove(c)
+		c.awaiter = nil
+	}
 }
 
 // lookOut waits for a byte, or for the client to leave, until endLookout.
@@ -190,6 +234,7 @@ func (c *h1Conn) endLookout(p []byte) (int, error) {
 	c.mu.Lock()
 	l := c.lookout
 	c.asked, c.lookout = false, nil
+	c.endAwait()
 	if l != nil {
 		c.arm(longPast)
 	}
@@ -201,10 +246,17 @@ func (c *h1Conn) endLookout(p []byte) (int, error) {
 	return copy(p, l.b[:l.n]), l.err
 }
 
-// lookAfter begins lookouts where handlers run for longer than patience, until the
+// lookAfter sees to lookouts where handlers run for longer than patience, until the
 // ingress is closed. It sleeps while no request comes.
 func (d *door) lookAfter() {
 	const patience = 200 * time.Millisecond
+	a, err := newAwaiter()
+	if err != nil {
+		d.in.log.Warn("requests that run for long take a goroutine more each", "err", err)
+	} else {
+		d.in.work.Go(func() { a.run(func(c *h1Conn) { c.stirred(d.in.work.Go) }) })
+		defer a.close()
+	}
 	pause := time.NewTimer(patience)
 	defer pause.Stop()
 	for {
@@ -213,7 +265,7 @@ func (d *door) lookAfter() {
 		case <-d.in.closed:
 			return
 		}
-		for again := true; again; again = d.look() {
+		for again := true; again; again = d.look(a) {
 			pause.Reset(patience)
 			select {
 			case <-pause.C:
@@ -225,11 +277,11 @@ func (d *door) lookAfter() {
 }
 
 // look looks once, and reports whether there is reason to look again.
-func (d *door) look() (again bool) {
+func (d *door) look(a *awaiter) (again bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := range d.open {
-		if c.http1 != nil && c.http1.look(d.in.work.Go) {
+		if c.http1 != nil && c.http1.look(a, d.in.work.Go) {
 			again = true
 		}
 	}

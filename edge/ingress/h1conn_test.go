@@ -38,22 +38,23 @@ func answer(t *testing.T, r *bufio.Reader) string {
 	return string(body)
 }
 
-// awaitLookout waits until a lookout runs on the only connection of r.
-func awaitLookout(t *testing.T, r *rig) {
+// awaitLook waits until the door has found a handler running on the only connection of
+// r and, if begun is set, has begun a lookout there.
+func awaitLook(t *testing.T, r *rig, begun bool) {
 	t.Helper()
-	runs := func() bool {
+	looked := func() bool {
 		r.tcp.mu.Lock()
 		defer r.tcp.mu.Unlock()
 		for c := range r.tcp.open {
 			if c.http1 != nil {
 				c.http1.mu.Lock()
 				defer c.http1.mu.Unlock()
-				return c.http1.lookout != nil
+				return c.http1.asked && c.http1.noticed && (c.http1.lookout != nil) == begun
 			}
 		}
 		return false
 	}
-	for deadline := time.Now().Add(10 * time.Second); !runs(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); !looked(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("nobody looks whether the client leaves")
 		}
@@ -113,15 +114,16 @@ func TestWhatAClientSendsDuringALongAnswerIsItsNextRequest(t *testing.T) {
 	from := bufio.NewReader(c)
 	for _, silent := range []bool{true, false} {
 		ask(t, c, "/long")
-		awaitLookout(t, r)
+		awaitLook(t, r, false)
 		if !silent {
 			ask(t, c, "/next", "/last")
+			awaitLook(t, r, true)
 		}
 		finish <- struct{}{}
 		if got := answer(t, from); got != "/long" {
 			t.Errorf("got the answer %q", got)
 		}
-		if silent { // the lookout has found nothing
+		if silent { // there was nothing to look out for
 			ask(t, c, "/next", "/last")
 		}
 		for _, want := range []string{"/next", "/last"} {
@@ -136,7 +138,7 @@ func TestShortHandlersAreNotLookedOutFor(t *testing.T) {
 	c := &h1Conn{door: &door{asked: make(chan struct{}, 1)}, leave: func() {}}
 	start := func(func()) { t.Error("a lookout begins") }
 	for range 3 {
-		if c.look(start) {
+		if c.look(nil, start) {
 			t.Error("looked at although nothing runs")
 		}
 		if n, err := c.Read(make([]byte, 1)); n != 0 || err != nil {
@@ -147,7 +149,7 @@ func TestShortHandlersAreNotLookedOutFor(t *testing.T) {
 		default:
 			t.Error("the door does not learn that a request began")
 		}
-		if !c.look(start) { // another handler the next time
+		if !c.look(nil, start) { // another handler the next time
 			t.Error("a handler runs, and is not looked at again")
 		}
 		if n, err := c.endLookout(make([]byte, 10)); n != 0 || err != nil {
@@ -227,5 +229,28 @@ func TestAReadOfABodyMayBeInterrupted(t *testing.T) {
 		case <-ctx.Done():
 			t.Fatal("the read waits on")
 		}
+	}
+}
+
+func TestAHandlerThatRunsLongLearnsThatItsConnectionWasClosedHere(t *testing.T) {
+	begun, over := make(chan struct{}), make(chan struct{})
+	r := start(t, Config{DisableQUIC: true}, Handlers{Visitor: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(begun)
+		<-r.Context().Done()
+		close(over)
+	})})
+	c, err := r.dial("a.test", "http/1.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ask(t, c, "/")
+	<-begun
+	awaitLook(t, r, false)
+	r.tcp.closeConns(false)
+	select {
+	case <-over:
+	case <-time.After(10 * time.Second):
+		t.Error("the handler waits on")
 	}
 }
