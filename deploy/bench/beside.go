@@ -10,8 +10,9 @@ import (
 )
 
 // besidePlan is how small requests beside bulk are measured. One stream of 0.5 MB/s
-// leaves the machine idle, so that several links carry one each at once. A pair that
-// loses the same packets has a ratio that varies by 2 to 3 %: eight tell it to 1 %.
+// leaves the machine idle, so that several links carry one each at once. The ratio of a
+// pair that loses the same packets varied by 2 to 3 % on a quiet machine, by 11 % on
+// one that was short of memory for TCP: sixteen tell it to 1 and to 3 %.
 type besidePlan struct {
 	links, pairs int           // pairs of each link
 	warm, length time.Duration // of each measurement

@@ -315,7 +315,7 @@ type networkReport struct {
 // measureNetwork measures the rows of real networks: rounds times with cubic, which
 // the goals are for, and once with bbr, which tunnels use where the system offers it.
 func measureNetwork(ctx context.Context, s *site, rounds int) (*networkReport, error) {
-	r, err := measureWith(ctx, s, "cubic", rounds, besidePlan{links: 8, pairs: 1, warm: lossWarm, length: lossTime})
+	r, err := measureWith(ctx, s, "cubic", rounds, besidePlan{links: 8, pairs: 2, warm: lossWarm, length: lossTime})
 	if err != nil {
 		return nil, err
 	}
