@@ -30,9 +30,9 @@ cross: ## the agent for every system it supports, into dist/
 		echo "$$out"; GOOS=$$os GOARCH=$$arch $(BUILD) -o $$out ./wormhole || exit 1; \
 	done; done
 
-# Tests that judge times by real processes, a package at a time: beside another's load
-# they would judge the machine.
-ALONE = ./edge/e2e/... ./deploy/printed/...
+# Tests that judge the times of several edges, a package at a time: beside another's
+# load they would judge the machine.
+ALONE = ./edge/e2e/regions/... ./deploy/printed/...
 
 test: ## every test, with the race detector, in random order
 	$(GO) build -race ./...
